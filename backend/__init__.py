@@ -1,0 +1,1 @@
+"""LoRA Loom's engine: networks, training, tools and generation, usable from a shell and from the web process."""

@@ -1,0 +1,36 @@
+"""The errors that a user is meant to read: one line each, naming the field and the remedy."""
+
+
+class UserError(Exception):
+    """Bad input or a bad situation that the user can mend.
+
+    Args:
+        message: one line that says what is wrong and what to do about it.
+        field: the option, key or file the message is about, if it is about one.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+
+class ConfigError(UserError):
+    """One or more options are wrong.
+
+    Args:
+        problems: pairs of field name and message, in the order in which they were found.
+    """
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        if not problems:
+            raise ValueError("a ConfigError needs at least one problem")
+        self.problems = list(problems)
+        field, message = self.problems[0]
+        super().__init__(message, field or None)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{field}: {message}" if field else message for field, message in self.problems)
