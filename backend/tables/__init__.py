@@ -1,0 +1,1 @@
+"""Plain data and functions: names, blocks, buckets. No torch."""
