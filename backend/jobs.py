@@ -1,0 +1,419 @@
+"""Jobs: folders on disk, run one after the other by detached processes.
+
+A job is `<workspace>/jobs/<id>/` with job.json (what was asked), config.toml (snapshot), pid (who runs it), log.txt,
+events.jsonl, stop (asked to end), exit (how it ended) and output/. Its state is read from these files every time, so it
+survives the browser, the web process and a reboot, and several web processes see the same.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backend import events
+from backend.errors import UserError
+from backend.job_runner import identity
+from backend.workspace import PROJECT, VARIABLE, Workspace
+
+STATES = ("queued", "running", "finished", "failed", "interrupted", "stopped")
+TAIL_BYTES = 64 * 1024
+SECRETS = ("LORALOOM_PASSWORD", "LORALOOM_USERNAME")
+
+_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
+_CLAIM_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as its files show it at one moment.
+
+    Args:
+        id: its folder's name; sorts by time.
+        folder: where everything about it lies.
+        command: a name of `backend.commands.COMMANDS`.
+        title: what the user called it; any text.
+        state: one of STATES.
+        created: unix seconds, as `started` and `ended`.
+        exit_code: the command's, negative for a signal; None while it has not ended or if nobody saw it end.
+        stopping: it was asked to end and has not yet.
+    """
+
+    id: str
+    folder: Path
+    command: str
+    title: str
+    state: str
+    created: float
+    started: float | None = None
+    ended: float | None = None
+    exit_code: int | None = None
+    stopping: bool = False
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.toml"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def events(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "output"
+
+    @property
+    def active(self) -> bool:
+        """Whether it still runs or will run."""
+        return self.state in ("queued", "running")
+
+
+def backend_argv(job: Job) -> list[str]:
+    """The command line of a job: what a shell would run."""
+    return [sys.executable, "-m", "backend", job.command, "--config_file", str(job.config)]
+
+
+def check_config(command: str, path: Path) -> None:
+    """Validate a job's config as the command itself will.
+
+    Raises:
+        UserError: for an unknown command.
+        ConfigError: naming the wrong fields.
+    """
+    from backend import commands
+    from backend.config import base
+
+    config_class = commands.config_class(command)
+    base.resolve(config_class, base.read_toml(config_class, path))
+
+
+class Jobs:
+    """The jobs of a workspace.
+
+    Args:
+        workspace: where they live.
+        argv: gives a job's command line.
+        check: raises when a config is wrong; called with the command's name and the file.
+        release: called before a job is started, to have the device given back.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        argv: Callable[[Job], list[str]] = backend_argv,
+        check: Callable[[str, Path], None] = check_config,
+        release: Callable[[], None] | None = None,
+    ) -> None:
+        self.workspace = workspace
+        self._argv = argv
+        self._check = check
+        self._release = release
+        self._runners: list[subprocess.Popen[bytes]] = []
+        self._wake = threading.Event()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._dispatching = threading.Lock()
+
+    # Asking
+
+    def start(self, command: str, config_toml: str | Callable[[Path], str], title: str = "") -> Job:
+        """Put a job into the queue; the dispatcher starts it when it is its turn.
+
+        Args:
+            command: a name of `backend.commands.COMMANDS`.
+            config_toml: the config's text, or a function that makes it from the job's output folder.
+            title: shown to the user.
+
+        Raises:
+            ConfigError: naming the wrong fields; no job is made.
+            UserError: for an unknown command or a full disk.
+        """
+        job_id = time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(4)
+        folder = self.workspace.jobs / job_id
+        # Made beside its place and moved there whole: no list ever shows half a job.
+        making = self.workspace.jobs / f".new-{job_id}"
+        try:
+            (making / "output").mkdir(parents=True)
+            text = config_toml if isinstance(config_toml, str) else config_toml(folder / "output")
+            (making / "config.toml").write_text(text, encoding="utf-8")
+            self._check(command, making / "config.toml")
+            request = {"command": command, "title": title or command, "created": time.time()}
+            (making / "job.json").write_text(json.dumps(request), encoding="utf-8")
+            os.rename(making, folder)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError("the workspace's disk is full; delete old jobs or files", "workspace") from error
+            raise UserError(f"cannot write to the workspace: {error.strerror}", "workspace") from error
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+        self._wake.set()
+        return self.get(job_id)
+
+    def get(self, job_id: str) -> Job:
+        """The job with this id.
+
+        Raises:
+            UserError: when there is none.
+        """
+        job = self._read(job_id) if _ID.fullmatch(job_id) else None
+        if job is None:
+            raise UserError(f"there is no job {job_id[:40]!r}", "job")
+        return job
+
+    def stop(self, job_id: str) -> Job:
+        """Ask a job to end: a queued one is taken out, a running one gets SIGTERM; asked again, its group is killed."""
+        with self._lock():
+            job = self.get(job_id)
+            if not job.active:
+                return job
+            mark = job.folder / "stop"
+            again = mark.exists()
+            with contextlib.suppress(OSError):
+                # A full disk must not keep a job from being stopped.
+                mark.touch()
+            if job.state == "running":
+                self._signal(job, again)
+        return self.get(job_id)
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job and everything it has written.
+
+        Raises:
+            UserError: while it runs or waits.
+        """
+        with self._lock():
+            job = self.get(job_id)
+            if job.active:
+                raise UserError("it has not ended; stop it first", "job")
+            grave = self.workspace.jobs / f".deleted-{job_id}"
+            os.rename(job.folder, grave)
+        shutil.rmtree(grave, ignore_errors=True)
+
+    def tail(self, job_id: str, offset: int = 0, limit: int = TAIL_BYTES) -> tuple[str, int]:
+        """Read on in a job's log.
+
+        Args:
+            job_id: the job.
+            offset: where the last call ended, in bytes.
+            limit: the most bytes to give; older ones are passed over.
+
+        Returns:
+            New text (whole UTF-8 characters) and the offset to go on from.
+        """
+        try:
+            with self.get(job_id).log.open("rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(offset, end - limit, 0) if offset <= end else max(end - limit, 0))
+                start = file.tell()
+                data = file.read(limit)
+        except FileNotFoundError:
+            return "", 0
+        keep = len(data) - _unfinished(data)
+        return data[:keep].decode("utf-8", "replace"), start + keep
+
+    def events(self, job_id: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """Read on in a job's events, as `backend.events.read` does."""
+        return events.read(self.get(job_id).events, offset)
+
+    def reason(self, job_id: str) -> str:
+        """Why a job failed, in one line: its last error event, else the last line of its log; empty when it did not."""
+        job = self.get(job_id)
+        if job.state != "failed":
+            return "the machine or the process ended before the job did" if job.state == "interrupted" else ""
+        errors = [record for record in events.read(job.events)[0] if record.get("event") == "error"]
+        if errors:
+            field, message = errors[-1].get("field"), str(errors[-1].get("message", ""))
+            return f"{field}: {message}" if field and not message.startswith(f"{field}:") else message
+        lines = [line for line in self.tail(job_id)[0].splitlines() if line.strip()]
+        return lines[-1].strip() if lines else f"ended with exit code {job.exit_code}"
+
+    # Running
+
+    def reconcile(self) -> None:
+        """Clear up what a killed web process left half made; call once at start-up, before `run`."""
+        with self._lock():
+            for path in self.workspace.jobs.glob(".deleted-*"):
+                shutil.rmtree(path, ignore_errors=True)
+            for path in self.workspace.jobs.glob(".new-*"):
+                # Another web process may be at work in a fresh one.
+                if time.time() - path.stat().st_mtime > _CLAIM_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def dispatch(self) -> Job | None:
+        """Start the oldest queued job if none runs.
+
+        Returns:
+            The job that was started.
+        """
+        with self._dispatching:
+            self._runners = [runner for runner in self._runners if runner.poll() is None]
+            if self._next() is None:
+                return None
+            if self._release is not None:
+                self._release()
+            with self._lock():
+                # Looked up again: another process may have been quicker.
+                job = self._next()
+                if job is None:
+                    return None
+                self._launch(job)
+                return self.get(job.id)
+
+    def run(self, interval: float = 1.0) -> None:
+        """Dispatch from a thread of this process until `close`, whether or not a browser is open."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, args=(interval,), name="dispatcher", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """End the dispatcher's thread. Jobs run on."""
+        self._closed.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, interval: float) -> None:
+        while not self._closed.is_set():
+            try:
+                self.dispatch()
+            except (OSError, UserError) as error:
+                # A full disk or a vanished volume may come back; the queue must not die of it.
+                print(f"cannot start the next job: {error}", file=sys.stderr)
+            self._wake.wait(interval)
+            self._wake.clear()
+
+    def _next(self) -> Job | None:
+        jobs = self.list()
+        if any(job.state == "running" for job in jobs):
+            return None
+        return next((job for job in reversed(jobs) if job.state == "queued"), None)
+
+    def _launch(self, job: Job) -> None:
+        environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+        environment |= {
+            events.VARIABLE: str(job.events),
+            VARIABLE: str(self.workspace.root),
+            "PYTHONUNBUFFERED": "1",
+        }
+        with job.log.open("ab") as log:
+            runner = subprocess.Popen(
+                [sys.executable, "-m", "backend.job_runner", str(job.folder), *self._argv(job)],
+                cwd=PROJECT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._runners.append(runner)
+        deadline = time.monotonic() + _CLAIM_SECONDS
+        while not (job.folder / "pid").exists() and runner.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if not (job.folder / "pid").exists():
+            runner.kill()
+            (job.folder / "exit").write_text(str(runner.wait()))
+
+    def _signal(self, job: Job, kill: bool) -> None:
+        pid, _ = _read_pid(job.folder)
+        with contextlib.suppress(ProcessLookupError):
+            if kill:
+                os.killpg(pid, signal.SIGKILL)
+            else:
+                # The runner hands it on to the command.
+                os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + 2.0
+        while kill and self.get(job.id).state == "running" and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Keeps other threads and other web processes on this workspace from starting or stopping at the same time."""
+        with (self.workspace.jobs / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _read(self, job_id: str) -> Job | None:
+        folder = self.workspace.jobs / job_id
+        try:
+            request = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+            command, title, created = request["command"], request["title"], request["created"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        # In this order: a job that begins or ends between two looks must not seem interrupted.
+        asked = (folder / "stop").exists()
+        started = _modified(folder / "pid")
+        alive = _alive(folder)
+        code, ended = _read_exit(folder)
+        if ended is not None:
+            state = "stopped" if asked else "finished" if code == 0 else "failed"
+        elif alive:
+            state = "running"
+        elif asked:
+            state = "stopped"
+        else:
+            state = "interrupted" if started is not None else "queued"
+        return Job(job_id, folder, command, title, state, created, started, ended, code, asked and state == "running")
+
+    def list(self) -> Sequence[Job]:
+        """All jobs, newest first."""
+        names = [name for name in os.listdir(self.workspace.jobs) if _ID.fullmatch(name)]
+        jobs = [job for job in map(self._read, names) if job is not None]
+        return sorted(jobs, key=lambda job: (job.created, job.id), reverse=True)
+
+
+def _read_pid(folder: Path) -> tuple[int, str]:
+    number, _, known = (folder / "pid").read_text().strip().partition(" ")
+    return int(number), known
+
+
+def _alive(folder: Path) -> bool:
+    try:
+        pid, known = _read_pid(folder)
+    except (OSError, ValueError):
+        return False
+    return identity(pid) == known
+
+
+def _modified(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
+
+
+def _read_exit(folder: Path) -> tuple[int | None, float | None]:
+    try:
+        with (folder / "exit").open() as file:
+            ended = os.fstat(file.fileno()).st_mtime
+            return int(file.read()), ended
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValueError):
+        return None, time.time()
+
+
+def _unfinished(data: bytes) -> int:
+    """How many bytes at the end belong to a UTF-8 character that is not complete yet."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte >= 0xC0:
+            return back if back < (2 + (byte >= 0xE0) + (byte >= 0xF0)) else 0
+        if byte < 0x80:
+            return 0
+    return 0
