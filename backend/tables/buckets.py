@@ -1,7 +1,7 @@
 """Aspect-ratio buckets: which sizes a training set may use, and which one a picture falls into.
 
-All sizes are (width, height) in pixels. The rules are those of the kohya trainer, so that a set gives the same buckets there
-and here.
+All sizes are (width, height) in pixels. The rules are those of the kohya trainer, so that a set gives the same buckets
+there and here.
 """
 
 import math
@@ -61,7 +61,8 @@ def select_bucket_no_upscale(size: Size, resolution: Size, step: int) -> tuple[S
     """Choose the bucket of a picture that must not be enlarged (`bucket_no_upscale`).
 
     A picture of more than the area of `resolution` is scaled down to it, the side rounded to `step` being the one that
-    keeps the aspect ratio better; a smaller one keeps its size. The bucket is that size cut down to multiples of `step`.
+    keeps the aspect ratio better; a smaller one keeps its size. The bucket is that size cut down to multiples of
+    `step`.
 
     Args:
         size: of the picture.

@@ -1,0 +1,1 @@
+"""Pictures and captions: scanned, sorted into buckets, dealt into batches, loaded and cached."""
