@@ -1,0 +1,100 @@
+"""`python -m backend <command> [options]`: argv -> config -> the one command it runs.
+
+What a user can mend is one clear line a problem on stderr and exit status 2; an interrupt is 130; anything else is a
+line, its traceback and 1.
+"""
+
+import errno
+import sys
+import traceback
+from types import TracebackType
+
+from backend import events
+from backend.commands import ALIASES, COMMANDS, find
+from backend.config.base import from_argv
+from backend.config.declare import heading
+from backend.errors import ConfigError, UserError
+
+DISK_FULL = "No space left on device"
+
+
+class Reported:
+    """Context in which every exception ends as a readable message; `status` is the exit status afterwards."""
+
+    def __init__(self) -> None:
+        self.status = 0
+
+    def __enter__(self) -> "Reported":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if error is None or isinstance(error, SystemExit):
+            return False
+        if isinstance(error, KeyboardInterrupt):
+            _say("stopped by an interrupt")
+            self.status = 130
+            return True
+        problems = explain(error)
+        self.status = 2 if problems else 1
+        for field, message in problems or [("", f"unexpected {type(error).__name__}: {_first_line(error)}")]:
+            _say(f"{field}: {message}" if field else message)
+            events.emit("error", message=message, field=field or None)
+        if not problems:
+            traceback.print_exception(error)
+        return True
+
+
+def explain(error: BaseException) -> list[tuple[str, str]]:
+    """The error as pairs (field, message) if it is one that a user can mend, else none."""
+    if isinstance(error, ConfigError):
+        return error.problems
+    if isinstance(error, UserError):
+        return [(error.field or "", error.message)]
+    text = str(error)
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or DISK_FULL in text:
+        name = getattr(error, "filename", None)
+        return [(str(name) if name else "", "the disk is full; free some space or choose another output folder")]
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return [(str(error.filename), error.strerror.lower())]
+    # torch's classes are known by name, so that nothing has to import torch to ask.
+    if any(parent.__name__ == "OutOfMemoryError" for parent in type(error).__mro__):
+        remedy = "a smaller batch size or resolution, gradient_checkpointing, cache_latents or mixed_precision"
+        return [("", f"the GPU's memory is full; try {remedy}")]
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return [("", "the machine's memory is full; try a smaller model, batch size or resolution")]
+    return []
+
+
+def overview() -> str:
+    """The commands, one a line, for `python -m backend --help`."""
+    others = {name: alias for alias, name in ALIASES.items()}
+    lines = ["python -m backend COMMAND [options]    COMMAND --help shows its options", ""]
+    for name, entry in COMMANDS.items():
+        also = f" (also {others[name]})" if name in others else ""
+        lines.append(f"  {name:<34}{heading(entry.config_class())}{also}")
+    return "\n".join([*lines, ""])
+
+
+def main(argv: list[str]) -> int:
+    """Run one command line and give its exit status."""
+    with Reported() as reported:
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            sys.stdout.write(overview())
+            return 0 if argv else 2
+        entry = find(argv[0])
+        config = from_argv(entry.config_class(), argv[1:])
+        entry.function()(config)
+    return reported.status
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

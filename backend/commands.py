@@ -1,0 +1,61 @@
+"""The commands by name. Names only: a command's config class and code are imported when it is asked for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from backend.errors import UserError
+
+if TYPE_CHECKING:
+    from backend.config.declare import Command
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a command's config class and its run function are, as "module:name".
+
+    Attributes:
+        config: a subclass of backend.config.declare.Command.
+        run: takes the resolved config.
+    """
+
+    config: str
+    run: str
+
+    def config_class(self) -> "type[Command]":
+        """The command's config class; imports no torch."""
+        return _load(self.config)
+
+    def function(self) -> "Callable[[Command], Any]":
+        """The function that runs the command."""
+        return _load(self.run)
+
+
+COMMANDS: dict[str, Entry] = {
+    "train_network": Entry("backend.config.train:TrainNetwork", "backend.train.loop:run"),
+    "gen_img": Entry("backend.config.generate:GenImg", "backend.generate.run:run"),
+    "convert_diffusers20_original_sd": Entry("backend.config.tools:ConvertModel", "backend.tools.convert:run"),
+}
+ALIASES = {"gen_img_diffusers": "gen_img"}
+
+
+def find(name: str) -> Entry:
+    """The command of this name or alias; hyphens count as underscores.
+
+    Raises:
+        UserError: there is none, with the nearest.
+    """
+    plain = name.replace("-", "_").removesuffix(".py")
+    entry = COMMANDS.get(ALIASES.get(plain, plain))
+    if entry is None:
+        from backend.config.messages import did_you_mean
+
+        hint = did_you_mean(plain, [*COMMANDS, *ALIASES]) or f"; there are: {', '.join(COMMANDS)}"
+        raise UserError(f"there is no command {name}{hint}")
+    return entry
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

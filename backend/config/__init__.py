@@ -1,0 +1,1 @@
+"""Configs: what every command can be told, declared once. `base` is the way in; sections import `declare`."""

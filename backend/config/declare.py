@@ -1,0 +1,226 @@
+"""How options are declared: a `Section` is a pydantic model of one group, a `Command` is made of sections.
+
+Everything else derives from the fields of a section: flags and `--help` (argv.py), toml (toml.py), the merged and
+validated config (merge.py), the web form and docs/options.md (both read `leaves`). A field is
+
+    learning_rate: float = Field(1e-4, gt=0)
+    \"\"\"Help text, shown by --help and beside the form's widget.\"\"\"
+
+and `Annotated[type, Option(...)]` says what a type and its bounds cannot. Types of a field: bool, int, float, str, Path,
+Literal, a tuple of these, `dict[str, Any]` for a table of key=value, and `X | None` with the default None.
+"""
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NoReturn, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+KINDS = {bool: "bool", int: "int", float: "float", str: "str", Path: "path"}
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field's type does not say, given as `Annotated[type, Option(...)]`.
+
+    Attributes:
+        advanced: the form shows it only on request.
+        positional: on the command line the value is given without a flag, in the order of the fields.
+        aliases: other names of the field, as flags and as toml keys.
+        spellings: pairs of (other spelling of a choice, the choice).
+        widget: a hint for the form, such as "folder", "file" or "text".
+    """
+
+    advanced: bool = False
+    positional: bool = False
+    aliases: tuple[str, ...] = ()
+    spellings: tuple[tuple[str, str], ...] = ()
+    widget: str = ""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One option as the command line, toml, the form and the docs see it.
+
+    Attributes:
+        name: its one name, unique within a command.
+        section: the attribute of the command that holds it; `title` is that section's heading.
+        kind: bool, int, float, str, choice, path, list or table; `item` is the kind of a list's items.
+        length: number of items of a list that has a fixed number, else None.
+        optional: None is a value of it (and then always the default).
+        ge, gt, le, lt, multiple_of: bounds of the number or of a list's items, None where there is none.
+    """
+
+    name: str
+    kind: str
+    section: str = ""
+    title: str = ""
+    item: str = ""
+    length: int | None = None
+    choices: tuple[str, ...] = ()
+    default: Any = None
+    required: bool = False
+    optional: bool = False
+    help: str = ""
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    multiple_of: float | None = None
+    advanced: bool = False
+    positional: bool = False
+    aliases: tuple[str, ...] = ()
+    spellings: tuple[tuple[str, str], ...] = ()
+    widget: str = ""
+
+    @property
+    def element(self) -> "Leaf":
+        """The leaf of one item of a list; the leaf itself if it is no list."""
+        return replace(self, kind=self.item, item="", length=None, optional=False) if self.kind == "list" else self
+
+
+class Section(BaseModel):
+    """A group of options. The first line of the subclass's docstring is its heading."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_values(cls, data: Any) -> Any:
+        """Turn what toml and forms can write (lists, text for paths, choices in any case) into the field's types."""
+        if not isinstance(data, Mapping):
+            return data
+        found = section_leaves(cls)
+        return {name: plain_value(found[name], value) if name in found else value for name, value in data.items()}
+
+
+class Command(Section):
+    """The config of one command: its attributes are sections. Leaf names are unique within it."""
+
+    command: ClassVar[str] = ""
+
+
+def plain_value(leaf: Leaf, value: Any) -> Any:
+    """The value in the type of the leaf where toml has no such type; any other value as it is, to be judged later."""
+    if leaf.kind == "list" and isinstance(value, list | tuple):
+        return tuple(plain_value(leaf.element, item) for item in value)
+    if leaf.kind == "path" and isinstance(value, str) and value.strip():
+        return Path(value).expanduser()
+    if leaf.kind == "choice" and isinstance(value, str):
+        known = {choice.lower(): choice for choice in leaf.choices} | {a.lower(): b for a, b in leaf.spellings}
+        return known.get(value.strip().lower(), value)
+    return value
+
+
+def reject(field: str, message: str) -> NoReturn:
+    """Refuse a value from within a validator, naming the field.
+
+    Raises:
+        PydanticCustomError: which merge.py turns into the problem (field, message).
+    """
+    reject_all([(field, message)])
+
+
+def reject_all(problems: list[tuple[str, str]]) -> NoReturn:
+    """Refuse several values from within one validator, as pairs of field and message."""
+    raise PydanticCustomError("problems", "refused", {"problems": problems})
+
+
+@cache
+def section_leaves(section_class: type[Section]) -> dict[str, Leaf]:
+    """The leaves of one section by name, in the order of declaration. Nested sections are left out."""
+    return {
+        name: _leaf(name, info)
+        for name, info in section_class.model_fields.items()
+        if not any(isinstance(part, type) and issubclass(part, Section) for part in _parts(info.annotation))
+    }
+
+
+@cache
+def leaves(command_class: type[Command]) -> dict[str, Leaf]:
+    """Every option of a command by name, in the order of its sections.
+
+    Raises:
+        TypeError: a name or alias is declared twice, or a section has a leaf's name.
+    """
+    found: dict[str, Leaf] = {}
+    taken = set(command_class.model_fields)
+    for section, info in command_class.model_fields.items():
+        title = heading(info.annotation)
+        for name, leaf in section_leaves(info.annotation).items():
+            for spelling in (name, *leaf.aliases):
+                if spelling in taken:
+                    raise TypeError(f"{command_class.__name__}: the name {spelling} is declared twice")
+                taken.add(spelling)
+            found[name] = replace(leaf, section=section, title=title)
+    return found
+
+
+def heading(section_class: type[BaseModel]) -> str:
+    """The first line of a class's docstring, without the full stop."""
+    return (section_class.__doc__ or section_class.__name__).strip().splitlines()[0].rstrip(".")
+
+
+def _parts(annotation: Any) -> list[Any]:
+    """A type and all the types it is made of."""
+    return [annotation] + [part for argument in get_args(annotation) for part in _parts(argument)]
+
+
+def _leaf(name: str, info: FieldInfo) -> Leaf:
+    annotation, optional = info.annotation, False
+    if get_origin(annotation) in (Union, types.UnionType):
+        members = [member for member in get_args(annotation) if member is not type(None)]
+        if len(members) != 1 or info.is_required() or info.get_default(call_default_factory=True) is not None:
+            raise TypeError(f"{name}: a union must be `X | None` with the default None, since toml has no null")
+        annotation, optional = members[0], True
+    kind, choices = _kind(name, annotation)
+    item, length = "", None
+    if kind == "list":
+        arguments = get_args(annotation)
+        length = None if arguments[-1] is Ellipsis else len(arguments)
+        item, choices = _kind(name, arguments[0])
+    bounds = {
+        bound: getattr(constraint, bound)
+        for constraint in info.metadata
+        for bound in ("ge", "gt", "le", "lt", "multiple_of")
+        if getattr(constraint, bound, None) is not None
+    }
+    option = next((mark for mark in info.metadata if isinstance(mark, Option)), Option())
+    return Leaf(
+        name=name,
+        kind=kind,
+        item=item,
+        length=length,
+        choices=choices,
+        default=None if info.is_required() else info.get_default(call_default_factory=True),
+        required=info.is_required(),
+        optional=optional,
+        help=" ".join((info.description or "").split()),
+        **bounds,
+        **{field: getattr(option, field) for field in Option.__dataclass_fields__},
+    )
+
+
+def _kind(name: str, annotation: Any) -> tuple[str, tuple[str, ...]]:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return "choice", get_args(annotation)
+    if origin is tuple:
+        return "list", ()
+    if origin is dict:
+        return "table", ()
+    if annotation not in KINDS:
+        raise TypeError(f"{name}: {annotation} is no type of an option")
+    return KINDS[annotation], ()

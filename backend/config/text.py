@@ -1,0 +1,117 @@
+"""Options written as text: one word of a command line, a form's text box, or the value behind `key=`."""
+
+import ast
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from backend.config.declare import Leaf, Section, plain_value, section_leaves
+from backend.config.merge import Problems, validate_section
+from backend.config.messages import unknown, wrong_type
+
+TRUE = ("true", "yes", "on", "1")
+FALSE = ("false", "no", "off", "0")
+
+
+def parse_text(leaf: Leaf, text: str) -> Any:
+    """The value of a leaf from its text. The text of a list has its items between commas.
+
+    Raises:
+        ValueError: saying what is expected. Bounds are left to validation.
+    """
+    word = text.strip()
+    if leaf.optional and word.lower() == "none" and leaf.kind not in ("str", "path"):
+        return None
+    if leaf.kind == "bool" and word.lower() in TRUE + FALSE:
+        return word.lower() in TRUE
+    if leaf.kind in ("int", "float"):
+        try:
+            return int(word) if leaf.kind == "int" else float(word)
+        except ValueError:
+            raise ValueError(wrong_type(leaf, text)) from None
+    if leaf.kind in ("str", "path"):
+        return text
+    if leaf.kind == "choice" and plain_value(leaf, word) in leaf.choices:
+        return plain_value(leaf, word)
+    if leaf.kind == "list":
+        return tuple(parse_text(leaf.element, item) for item in word.split(",")) if word else ()
+    if leaf.kind == "table":
+        return read_pairs(text)
+    raise ValueError(wrong_type(leaf, text))
+
+
+def read_pairs(value: Any) -> dict[str, Any]:
+    """Key=value pairs as the documents write them: a list of "key=value", one string with several, or a table.
+
+    Returns:
+        A new dict; the values of a list or string are text.
+
+    Raises:
+        ValueError: naming the item that has no `=`, or the key that is given twice.
+    """
+    if isinstance(value, Mapping):
+        return dict(value)
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ValueError('must be a table or a list of "key=value"')
+    pairs: dict[str, Any] = {}
+    for item in items:
+        # Several pairs in one string: a new one begins at a word followed by "=".
+        for pair in re.split(r"[\s,;]+(?=[A-Za-z_]\w*\s*=)", item.strip()):
+            if not pair:
+                continue
+            key, equals, text = pair.partition("=")
+            if not equals or not key.strip():
+                raise ValueError(f'must be "key=value", got "{pair}"')
+            if key.strip() in pairs:
+                raise ValueError(f"{key.strip()} is given twice")
+            pairs[key.strip()] = text.strip()
+    return pairs
+
+
+def read_literals(value: Any) -> dict[str, Any]:
+    """As `read_pairs`, with texts that are Python literals (0.01, True, (0.9, 0.99)) turned into what they say."""
+    return {key: _literal(text) if isinstance(text, str) else text for key, text in read_pairs(value).items()}
+
+
+def read_section(section_class: type[Section], value: Any, field: str, owner: str) -> tuple[dict[str, Any], Problems]:
+    """Key=value pairs checked against the section that declares them.
+
+    Args:
+        section_class: declares the keys that are allowed.
+        value: what `read_pairs` reads; text is read by the type of its key.
+        field: the option that holds the pairs, for messages.
+        owner: whose keys they are, for messages.
+
+    Returns:
+        The given keys with their typed values (defaults are not filled in), and the problems.
+    """
+    known = section_leaves(section_class)
+    try:
+        pairs = read_pairs(value)
+    except ValueError as error:
+        return {}, [(field, str(error))]
+    typed: dict[str, Any] = {}
+    problems: Problems = []
+    from_text = not isinstance(value, Mapping)
+    for key, item in pairs.items():
+        leaf = known.get(key)
+        if leaf is None:
+            allowed = f"; allowed: {', '.join(known)}" if known else f"; {owner} takes none"
+            problems.append((f"{field}.{key}", unknown(key, known, owner) + allowed))
+            continue
+        try:
+            as_text = isinstance(item, str) and (from_text or leaf.kind == "list")
+            typed[key] = parse_text(leaf, item) if as_text else item
+        except ValueError as error:
+            problems.append((f"{field}.{key}", str(error)))
+    section, found = validate_section(section_class, typed)
+    problems += [(f"{field}.{key}" if key else field, text) for key, text in found]
+    return ({key: getattr(section, key) for key in typed} if section is not None else {}), problems
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

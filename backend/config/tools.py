@@ -1,0 +1,30 @@
+"""Options of the tools."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from backend.config.declare import Command, Option, Section
+
+
+class Conversion(Section):
+    """Conversion."""
+
+    src: Annotated[Path, Option(positional=True, widget="model")]
+    """What to convert: a .safetensors or .ckpt file in the original layout, or a Diffusers folder."""
+
+    dst: Annotated[Path, Option(positional=True, widget="file")]
+    """Where to: a folder for a file, a .safetensors or .ckpt file for a folder."""
+
+    save_precision: Literal["float", "fp16", "bf16"] | None = None
+    """Precision of the saved numbers; left out, as they are."""
+
+    overwrite: bool = False
+    """Replace what is there."""
+
+
+class ConvertModel(Command):
+    """Convert a model between a single file and a Diffusers folder."""
+
+    command: ClassVar[str] = "convert_diffusers20_original_sd"
+
+    convert: Conversion
