@@ -93,7 +93,14 @@ def vae_table(levels: int = 4, layers: int = 2) -> Mapping[str, str]:
         levels: resolutions, so that the pictures are 2 ** (levels - 1) times as large as the latents.
         layers: residual blocks per level of the encoder (the decoder has one more).
     """
-    same = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out", "quant_conv", "post_quant_conv")
+    same = (
+        "encoder.conv_in",
+        "encoder.conv_out",
+        "decoder.conv_in",
+        "decoder.conv_out",
+        "quant_conv",
+        "post_quant_conv",
+    )
     table = {path: path for path in same}
     for part in ("encoder", "decoder"):
         table[f"{part}.conv_norm_out"] = f"{part}.norm_out"
@@ -135,7 +142,7 @@ def _translate(name: str, table: Mapping[str, str], part: str) -> str:
 
 
 def unet_to_original(path: str, layout: UNetLayout = SD1_UNET) -> str:
-    """Diffusers path or tensor name -> the original's, e.g. `mid_block.resnets.1.conv1` -> `middle_block.2.in_layers.2`.
+    """Diffusers path or tensor name -> the original: `mid_block.resnets.1.conv1` -> `middle_block.2.in_layers.2`.
 
     Raises:
         ValueError: the path is no module of this U-Net.

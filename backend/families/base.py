@@ -1,0 +1,176 @@
+"""The table of families, and models from wherever they lie: single files, Diffusers folders, the hub."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backend.errors import UserError
+from backend.families.folder import read_folder, write_folder
+from backend.families.hashes import model_hashes
+from backend.families.hub import locate
+from backend.families.model import Checkpoint, Conditioning, Family, Model, Part
+from backend.families.original import few
+from backend.families.recognize import recognize
+from backend.families.sd import SD1
+from backend.families.storage import read_tensors, write_tensors
+from backend.tables import layout
+
+__all__ = [
+    "FAMILIES",
+    "Checkpoint",
+    "Conditioning",
+    "Family",
+    "Model",
+    "Part",
+    "load_model",
+    "model_hashes",
+    "read_checkpoint",
+    "save_diffusers",
+    "save_single_file",
+]
+
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1,)}
+
+
+def read_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
+    """Read a model's tensors and configurations; tensors stay mapped to their files where that is possible.
+
+    Args:
+        source: a single file in the original layout (`.safetensors`, `.ckpt`), a Diffusers folder, a hub name
+            `org/repo`, or `org/repo/file.safetensors`. What exists on the disk never touches the network.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        UserError: nothing there, damaged, or not a model of a supported family; the message says what it is.
+    """
+    path = locate(str(source), revision)
+    if path.is_dir():
+        checkpoint = read_folder(path, FAMILIES)
+    else:
+        tensors, metadata = read_tensors(path)
+        kind = recognize({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        if kind is None:
+            names = ", ".join(sorted(tensors)[:3]) or "no tensors at all"
+            raise UserError(
+                f"no model that is known here (it has {names}); a Stable Diffusion 1 model is needed", str(path)
+            )
+        if kind.name not in FAMILIES:
+            supported = " or ".join(family.title for family in FAMILIES.values())
+            raise UserError(f"this is {kind.words}; a {supported} model is needed", field=str(path))
+        checkpoint = FAMILIES[kind.name].read_original(tensors, metadata, str(path))
+    checkpoint.source = str(source)
+    return checkpoint
+
+
+def empty_modules(checkpoint: Checkpoint) -> dict[str, nn.Module]:
+    """A module per part on the meta device, after checking that the checkpoint's tensors fit it one to one.
+
+    Raises:
+        UserError: tensors are missing, left over or of the wrong shape; the message names a few.
+    """
+    family, modules = FAMILIES[checkpoint.family], {}
+    for name, part in checkpoint.parts.items():
+        try:
+            with torch.device("meta"):
+                module = family.build(name, part.config)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"the {name}'s configuration makes no model ({error})", checkpoint.source) from error
+        expected = {layout.clip_to_diffusers(key): value.shape for key, value in module.state_dict().items()}
+        missing = [f"{name}.{key}" for key in expected if key not in part.tensors]
+        extra = [f"{name}.{key}" for key in part.tensors if key not in expected]
+        wrong = [
+            f"{name}.{key} {list(part.tensors[key].shape)} instead of {list(shape)}"
+            for key, shape in expected.items()
+            if key in part.tensors and part.tensors[key].shape != shape
+        ]
+        found = [("missing", missing), ("unexpected", extra), ("of the wrong shape", wrong)]
+        problems = [few(f"tensors are {what}", names) for what, names in found if names]
+        if problems:
+            raise UserError(f"the model does not fit together: {'; '.join(problems)}", field=checkpoint.source)
+        modules[name] = module
+    return modules
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> nn.Module:
+    """Give a module on the meta device its tensors, without copying those that already have the type."""
+    root = layout.CLIP_ROOT if hasattr(module, "text_model") else ""
+    state = {root + name: tensor if dtype is None else tensor.to(dtype) for name, tensor in tensors.items()}
+    module.load_state_dict(state, strict=True, assign=True)
+    for path, child in module.named_modules():
+        # Buffers that no file holds are made anew.
+        for name, buffer in child.named_buffers(recurse=False):
+            if name == "position_ids":
+                setattr(child, name, torch.arange(buffer.shape[-1])[None])
+            elif buffer.is_meta:
+                raise RuntimeError(f"the buffer {path}.{name} has no value")
+    return module.requires_grad_(False).eval()
+
+
+def assemble(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) -> Model:
+    """A model from a checkpoint. The checkpoint's tensors are used up: each part is dropped when it has been placed.
+
+    Raises:
+        UserError: the tensors do not fit their configurations.
+    """
+    family = FAMILIES[checkpoint.family]
+    modules = empty_modules(checkpoint)
+    for name, module in modules.items():
+        tensors = checkpoint.parts.pop(name).tensors
+        _fill(module, tensors, dtype)
+    encoders = [module for name, module in modules.items() if name.startswith("text_encoder")]
+    tokenizers = family.tokenizers()
+    return Model(family, modules["unet"], encoders, tokenizers, modules["vae"], checkpoint.scheduler, checkpoint.source)
+
+
+def load_model(source: str | Path, revision: str | None = None, dtype: torch.dtype | None = torch.float32) -> Model:
+    """Load a model on the CPU, frozen and in evaluation mode.
+
+    Args:
+        source: see `read_checkpoint`.
+        revision: branch, tag or commit on the hub.
+        dtype: type of all weights; None keeps each as it is in the file, mapped from there and not read twice.
+
+    Raises:
+        UserError: see `read_checkpoint`; or tensors missing, left over or of the wrong shape.
+    """
+    return assemble(read_checkpoint(source, revision), dtype)
+
+
+def _config(module: nn.Module) -> dict[str, Any]:
+    config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
+    return {key: value for key, value in config.items() if not key.startswith("_") and key != "dtype"}
+
+
+def checkpoint_of(model: Model) -> Checkpoint:
+    """The model as a checkpoint: the modules' own tensors, not copies."""
+    modules = dict(zip(model.family.part_names, model.modules(), strict=True))
+    classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+    parts = {}
+    for name, module in modules.items():
+        tensors = {layout.clip_to_diffusers(key): value for key, value in module.state_dict().items()}
+        head = {"_class_name": classes[name]} if name in classes else {"architectures": ["CLIPTextModel"]}
+        parts[name] = Part(_config(module) | head, tensors)
+    return Checkpoint(model.family.name, parts, dict(model.scheduler), model.source)
+
+
+def save_diffusers(model: Model, folder: str | Path, dtype: torch.dtype | None = None, tokenizer: bool = True) -> None:
+    """Write a model as a Diffusers folder; see `write_folder`."""
+    write_folder(checkpoint_of(model), Path(folder), dtype, tokenizer)
+
+
+def write_single_file(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint in the original single-file layout, `.safetensors` or `.ckpt` by its name.
+
+    Raises:
+        UserError: the checkpoint has a setting that the layout cannot hold, or the name ends in something else.
+    """
+    tensors, metadata = FAMILIES[checkpoint.family].write_original(checkpoint)
+    write_tensors(Path(path), tensors, dtype, metadata)
+
+
+def save_single_file(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a model as one file; see `write_single_file`."""
+    write_single_file(checkpoint_of(model), path, dtype)

@@ -1,0 +1,167 @@
+"""Diffusers folders: read and written."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backend.errors import UserError
+from backend.families.model import Checkpoint, Family, Part
+from backend.families.original import sd1_config, to_matrix
+from backend.families.storage import read_tensors, replacing, write_tensors
+from backend.families.tokenizer import MERGES, clip_vocabulary
+from backend.tables import layout
+
+TEXT_FILES = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")
+MODEL_FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.bin",
+)
+
+
+def weight_names(part: str) -> tuple[str, ...]:
+    """File names a part's weights may have, best first: whole precision before half, safetensors before pickles."""
+    return TEXT_FILES if part.startswith("text_encoder") else MODEL_FILES
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: missing, unreadable or no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError("there is no such file; a Diffusers folder has one", field=str(path)) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"not readable as JSON ({error})", field=str(path)) from error
+    if not isinstance(content, dict):
+        raise UserError("holds no JSON object", field=str(path))
+    return content
+
+
+def _weights(folder: Path, part: str) -> dict[str, Tensor]:
+    for name in weight_names(part):
+        if (folder / name).is_file():
+            return read_tensors(folder / name)[0]
+    for index in sorted(folder.glob("*.index*.json")):
+        # A model in several files: the index says which tensor lies where.
+        files = sorted(set(read_json(index).get("weight_map", {}).values()))
+        return {name: tensor for file in files for name, tensor in read_tensors(folder / Path(file).name)[0].items()}
+    raise UserError(f"no weights here; expected {weight_names(part)[0]}", field=str(folder))
+
+
+def _normal_names(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Present-day names and shapes for what older libraries wrote."""
+    if part == "vae":
+        renamed = {layout.vae_modern(name): tensor for name, tensor in tensors.items()}
+        return {name: to_matrix(name, tensor) for name, tensor in renamed.items()}
+    if part == "text_encoder":
+        renamed = {layout.clip_to_diffusers(name): tensor for name, tensor in tensors.items()}
+        return {name: tensor for name, tensor in renamed.items() if name != layout.POSITION_IDS}
+    return dict(tensors)
+
+
+def family_of_folder(folder: Path) -> str:
+    """`sd1`, or an error that says what the folder is.
+
+    Raises:
+        UserError: no Diffusers folder, or one of another family.
+    """
+    if not (folder / "unet" / "config.json").is_file():
+        transformer = (folder / "transformer").is_dir()
+        what = (
+            "a transformer model (SD3, FLUX or newer)" if transformer else "no Diffusers folder (no unet/config.json)"
+        )
+        raise UserError(f"this is {what}; a Stable Diffusion 1 model is needed", field=str(folder))
+    unet = read_json(folder / "unet" / "config.json")
+    if unet.get("addition_embed_type") or (folder / "text_encoder_2").is_dir():
+        raise UserError("this is a Stable Diffusion XL model; Stable Diffusion 1 is supported so far", str(folder))
+    if unet.get("cross_attention_dim") == 1024 or unet.get("use_linear_projection"):
+        raise UserError("this is a Stable Diffusion 2 model; Stable Diffusion 1 is supported so far", str(folder))
+    if unet.get("in_channels", 4) != 4:
+        message = f"its U-Net takes {unet['in_channels']} channels (inpainting or editing); use a text-to-image model"
+        raise UserError(message, field=str(folder))
+    expected = sd1_config()["unet"]
+    for key in ("down_block_types", "up_block_types", "layers_per_block"):
+        if unet.get(key, expected[key]) != expected[key]:
+            message = f"its U-Net has {key} = {unet[key]}; Stable Diffusion 1 has {expected[key]}"
+            raise UserError(message, field=str(folder / "unet" / "config.json"))
+    return "sd1"
+
+
+def read_folder(folder: Path, families: Mapping[str, Family]) -> Checkpoint:
+    """A Diffusers folder as a checkpoint, tensors as they are in its files.
+
+    Raises:
+        UserError: a file is missing or damaged, or the model is of another family.
+    """
+    family = families[family_of_folder(folder)]
+    parts = {}
+    for name in family.part_names:
+        config = sd1_config()[name] | read_json(folder / name / "config.json")
+        parts[name] = Part(config, _normal_names(name, _weights(folder / name, name)))
+    scheduler_file = folder / "scheduler" / "scheduler_config.json"
+    scheduler = sd1_config()["scheduler"]
+    if scheduler_file.is_file():
+        scheduler |= read_json(scheduler_file)
+    if scheduler["prediction_type"] != "epsilon":
+        message = f"prediction_type = {scheduler['prediction_type']}; only epsilon models are supported so far"
+        raise UserError(message, field=str(scheduler_file))
+    return Checkpoint(family.name, parts, scheduler, str(folder))
+
+
+def _write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(folder: Path) -> None:
+    _write_json(folder / "vocab.json", clip_vocabulary())
+    with replacing(folder / "merges.txt") as temporary:
+        shutil.copyfile(MERGES, temporary)
+    tokens = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    tokens["unk_token"] = "<|endoftext|>"
+    _write_json(folder / "special_tokens_map.json", tokens)
+    extra = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, "errors": "replace"}
+    _write_json(folder / "tokenizer_config.json", tokens | extra | {"add_prefix_space": False})
+
+
+def write_folder(
+    checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None, tokenizer: bool = True
+) -> None:
+    """Write a Diffusers folder that `StableDiffusionPipeline.from_pretrained` reads.
+
+    Args:
+        dtype: cast floating-point tensors to this type; None keeps each as it is.
+        tokenizer: write the vocabulary (1.6 MB) as well. This program does not need it there, others do.
+    """
+    for name, part in checkpoint.parts.items():
+        text = name.startswith("text_encoder")
+        # CLIPTextModel's files say text_model. whatever the installed transformers calls its modules.
+        tensors = {(layout.CLIP_ROOT + key if text else key): tensor for key, tensor in part.tensors.items()}
+        write_tensors(folder / name / weight_names(name)[0], tensors, dtype, {"format": "pt"})
+        _write_json(folder / name / "config.json", part.config)
+    _write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
+    if tokenizer:
+        _write_tokenizer(folder / "tokenizer")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", checkpoint.scheduler.get("_class_name", "PNDMScheduler")],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"] if tokenizer else [None, None],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    _write_json(folder / "model_index.json", index)

@@ -1,0 +1,177 @@
+"""Tensor files: safetensors mapped into memory and written as a stream, pickles through weights-only loading."""
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from backend.errors import UserError
+
+SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class _Placeholder(dict):
+    """Stands for a trainer's own object in an old `.ckpt`: takes any state and does nothing."""
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
+        super().__init__()
+
+
+# Stable Diffusion's first checkpoints carry these beside their weights; loading them as what they are would need the
+# package and run its code.
+_INERT_GLOBALS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+
+# What a damaged pickle can make the weights-only reader raise.
+_PICKLE_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file by name, and its metadata (none in a pickle); on the CPU, mapped from the file.
+
+    Raises:
+        UserError: the file is missing, damaged, of another format, or a pickle that holds code.
+    """
+    if not path.is_file():
+        raise UserError("there is no such file", field=str(path))
+    if path.suffix.lower() in SAFETENSORS_SUFFIXES:
+        return _read_safetensors(path)
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        return _read_pickle(path), {}
+    raise UserError("not a model file; expected one that ends in .safetensors or .ckpt", field=str(path))
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise UserError(f"not a readable safetensors file ({error}); download or save it again", str(path)) from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    safe = [(_Placeholder, name) for name in _INERT_GLOBALS]
+    try:
+        with torch.serialization.safe_globals(safe):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except _PICKLE_ERRORS as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        message = f"cannot be read as plain tensors ({reason[:160]}); convert it to safetensors where you trust it"
+        raise UserError(message, field=str(path)) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise UserError("holds no named tensors, so it is not a model", field=str(path))
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it when the block ends well and removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_safetensors(
+    path: Path,
+    shapes: Mapping[str, tuple[torch.dtype, Iterable[int]]],
+    tensor: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a safetensors file one tensor at a time, so that no second copy of a model is ever in memory.
+
+    Args:
+        path: file to replace; written to a temporary name first.
+        shapes: type and shape of each tensor.
+        tensor: called once per name, in the file's order; must fit what `shapes` says.
+        metadata: strings for the header.
+    """
+    # Widest type first keeps every tensor aligned, as the format's own library orders them.
+    names = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        dtype, shape = shapes[name][0], list(shapes[name][1])
+        start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            value = tensor(name)
+            if (value.dtype, tuple(value.shape)) != (shapes[name][0], tuple(shapes[name][1])):
+                raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}, announced as {shapes[name]}")
+            file.write(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, metadata: Mapping[str, str]
+) -> None:
+    """Write tensors as `.safetensors`, or as `.ckpt`/`.pt`/`.bin` (then without metadata), by the file's name.
+
+    Args:
+        dtype: cast floating-point tensors to this type; None keeps each as it is.
+
+    Raises:
+        UserError: the name ends in something else.
+    """
+
+    def cast(value: Tensor) -> Tensor:
+        return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+
+    def cast_type(value: Tensor) -> torch.dtype:
+        return dtype if dtype is not None and value.is_floating_point() else value.dtype
+
+    suffix = path.suffix.lower()
+    if suffix in SAFETENSORS_SUFFIXES:
+        shapes = {name: (cast_type(value), value.shape) for name, value in tensors.items()}
+        write_safetensors(path, shapes, lambda name: cast(tensors[name]), metadata)
+    elif suffix in PICKLE_SUFFIXES:
+        # clone: a view or a mapped tensor would drag its whole storage into the pickle.
+        content = {name: cast(value).detach().cpu().clone() for name, value in tensors.items()}
+        with replacing(path) as temporary:
+            torch.save({"state_dict": content} if suffix == ".ckpt" else content, temporary)
+    else:
+        raise UserError("a model is saved as .safetensors or .ckpt; name the file so", field=str(path))
