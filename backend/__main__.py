@@ -13,7 +13,9 @@ from backend import events
 from backend.commands import ALIASES, COMMANDS, find
 from backend.config.base import from_argv
 from backend.config.declare import heading
+from backend.config.docs import options_markdown
 from backend.errors import ConfigError, UserError
+from backend.workspace import PROJECT
 
 DISK_FULL = "No space left on device"
 
@@ -75,12 +77,25 @@ def overview() -> str:
     return "\n".join([*lines, ""])
 
 
+def write_docs() -> None:
+    """Write docs/options.md from the declared options."""
+    target = PROJECT / "docs" / "options.md"
+    target.parent.mkdir(exist_ok=True)
+    temporary = target.with_suffix(".tmp")
+    temporary.write_text(options_markdown([entry.config_class() for entry in COMMANDS.values()]), encoding="utf-8")
+    temporary.replace(target)
+    sys.stdout.write(f"{target}\n")
+
+
 def main(argv: list[str]) -> int:
     """Run one command line and give its exit status."""
     with Reported() as reported:
         if not argv or argv[0] in ("-h", "--help", "help"):
             sys.stdout.write(overview())
             return 0 if argv else 2
+        if argv[0] == "--write-docs":
+            write_docs()
+            return 0
         entry = find(argv[0])
         config = from_argv(entry.config_class(), argv[1:])
         entry.function()(config)

@@ -197,6 +197,6 @@ def describe(leaf: Leaf) -> str:
         parts.append(f"Also: {', '.join('--' + alias for alias in leaf.aliases)}.")
     if leaf.required:
         parts.append("Required.")
-    elif leaf.default not in (None, (), {}, "") and leaf not in (HELP, CONFIG_FILE, PRESET) and leaf.default is not False:
-        parts.append(f"Default: {str(leaf.default) if leaf.kind == 'choice' else shown(leaf.default)}.")
+    elif leaf.kind != "bool" and leaf.default not in (None, (), {}, ""):
+        parts.append(f"Default: {leaf.default if leaf.kind == 'choice' else shown(leaf.default)}.")
     return " ".join(part for part in parts if part)

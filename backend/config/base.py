@@ -1,9 +1,8 @@
 """One option, one place: the public face of the config core.
 
-    class Optim(Section): ...            declare options (declare.py says how)
-    class TrainNetwork(Command): ...     a command is made of sections
-    from_argv(TrainNetwork, argv)        a command line, with toml files and presets, as a frozen config
-    leaves(TrainNetwork)                 the options one by one, for forms and docs
+Options are declared as fields of a `Section`, sections make up a `Command` (declare.py says how). `from_argv` turns a
+command line, with its toml files and presets, into a frozen config; `leaves` gives the options one by one, for forms
+and docs; `resolve` and `problems` judge values that come from elsewhere; `to_toml` writes them.
 """
 
 from backend.config.argv import from_argv, help_text

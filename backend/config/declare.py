@@ -6,8 +6,8 @@ validated config (merge.py), the web form and docs/options.md (both read `leaves
     learning_rate: float = Field(1e-4, gt=0)
     \"\"\"Help text, shown by --help and beside the form's widget.\"\"\"
 
-and `Annotated[type, Option(...)]` says what a type and its bounds cannot. Types of a field: bool, int, float, str, Path,
-Literal, a tuple of these, `dict[str, Any]` for a table of key=value, and `X | None` with the default None.
+and `Annotated[type, Option(...)]` says what a type and its bounds cannot. Types of a field: bool, int, float, str,
+Path, Literal, a tuple of these, `dict[str, Any]` for a table of key=value, and `X | None` with the default None.
 """
 
 import types

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from backend.config.choices import NETWORK_SPELLINGS, NetworkModule, Sampler, sampler_spellings
+from backend.config.choices import NETWORK_SPELLINGS, SAMPLER_SPELLINGS, NetworkModule, Sampler
 from backend.config.declare import Command, Option, Section, reject
 
 ADVANCED = Option(advanced=True)
@@ -58,7 +58,7 @@ class Image(Section):
     scale: float = Field(7.5, ge=0)
     """Guidance scale: how strongly the prompt is followed."""
 
-    sampler: Annotated[Sampler, Option(spellings=sampler_spellings())] = "ddim"
+    sampler: Annotated[Sampler, Option(spellings=SAMPLER_SPELLINGS)] = "ddim"
     """Sampler."""
 
     seed: int | None = Field(None, ge=0, lt=2**63)

@@ -1,4 +1,4 @@
-"""What is wrong with a config, in words: 'did you mean', what an option expects, and pydantic's errors made readable."""
+"""What is wrong with a config, in words: "did you mean", what an option expects, pydantic's errors made readable."""
 
 import difflib
 import re
@@ -114,10 +114,8 @@ def problems_of(error: ValidationError, by_location: Mapping[tuple[str, ...], Le
         location = item["loc"]
         leaf = by_location.get(tuple(location[:depth]))
         if leaf is None:
-            name = str(location[-1]) if location else ""
-            known = [found.name for found in by_location.values()]
-            message = f"is not known here{did_you_mean(name, known)}" if item["type"] == "extra_forbidden" else item["msg"]
-            problems.append((name, message))
+            text = str(item["ctx"]["error"]) if item["type"] == "value_error" else item["msg"]
+            problems.append((str(location[-1]) if location else "", text))
             continue
         place = f"item {location[depth] + 1} " if len(location) > depth and isinstance(location[depth], int) else ""
         problems.append((leaf.name, place + _message(item, leaf.element if place else leaf)))
@@ -133,8 +131,7 @@ def _gist(text: str) -> str:
 def _message(item: Mapping[str, Any], leaf: Leaf) -> str:
     kind, value = item["type"], item["input"]
     if kind == "missing":
-        # A list of fixed length reports an item that is not there as missing.
-        return f"is required: {_gist(leaf.help)}" if leaf.required else f"must be {expectation(leaf)}, got {shown(value)}"
+        return f"is required: {_gist(leaf.help)}"
     if kind == "value_error":
         return str(item["ctx"]["error"])
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of"):

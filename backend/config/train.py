@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from backend.config.choices import NETWORK_SPELLINGS, NetworkModule, Sampler, sampler_spellings
+from backend.config.choices import NETWORK_SPELLINGS, SAMPLER_SPELLINGS, NetworkModule, Sampler
 from backend.config.declare import Command, Option, Section, reject, reject_all
 from backend.config.network import NETWORK_ARGS, read_network_args
 from backend.config.text import read_literals
@@ -212,15 +212,13 @@ class Samples(Section):
     sample_at_first: bool = False
     """Draw the sample pictures once before training too."""
 
-    sample_sampler: Annotated[Sampler, Option(spellings=sampler_spellings(), advanced=True)] = "ddim"
+    sample_sampler: Annotated[Sampler, Option(spellings=SAMPLER_SPELLINGS, advanced=True)] = "ddim"
     """Sampler of the sample pictures."""
 
     @model_validator(mode="after")
     def _prompts_and_times(self) -> "Samples":
         asked = [
-            name
-            for name in ("sample_every_n_epochs", "sample_every_n_steps", "sample_at_first")
-            if getattr(self, name)
+            name for name in ("sample_every_n_epochs", "sample_every_n_steps", "sample_at_first") if getattr(self, name)
         ]
         if asked and self.sample_prompts is None:
             reject("sample_prompts", f"is required with {asked[0]}: a text file with one prompt a line")
