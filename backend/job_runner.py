@@ -13,19 +13,24 @@ from pathlib import Path
 NO_COMMAND = 127
 
 
-def identity(pid: int) -> str | None:
-    """What tells a process from a later one with the same number: its start in clock ticks, and the boot it belongs to.
-
-    Returns:
-        None when there is no such process, or only its unreaped remains.
-    """
+def process_fields(pid: int) -> list[str] | None:
+    """Fields 3 and on of proc(5)'s stat (state, parent, group, ...); None for a process that is gone or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
-    # After the name in brackets: field 3 of proc(5) is the state, field 22 the start time.
-    return None if fields[0] in "ZX" else f"{fields[19]} {boot}"
+    return None if fields[0] in "ZX" else fields
+
+
+def boot() -> str:
+    """Which boot of the machine this is."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def identity(pid: int) -> str | None:
+    """What tells a living process from a later one of the same number: its start (field 22) and the boot."""
+    fields = process_fields(pid)
+    return None if fields is None else f"{fields[19]} {boot()}"
 
 
 def claim(folder: Path) -> bool:

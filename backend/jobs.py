@@ -1,8 +1,7 @@
-"""Jobs: folders on disk, run one after the other by detached processes.
+"""Jobs: folders in the workspace, run one after the other by detached processes.
 
-A job is `<workspace>/jobs/<id>/` with job.json (what was asked), config.toml (snapshot), pid (who runs it), log.txt,
-events.jsonl, stop (asked to end), exit (how it ended) and output/. Its state is read from these files every time, so it
-survives the browser, the web process and a reboot, and several web processes see the same.
+Nothing about a job is kept in memory (see `backend.job`), so it survives the browser, the web process and a reboot, and
+several web processes see the same.
 """
 
 import contextlib
@@ -10,7 +9,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -19,69 +17,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backend import events
 from backend.errors import UserError
-from backend.job_runner import identity
-from backend.workspace import PROJECT, VARIABLE, Workspace
+from backend.job import JOB_ID, Job, read_job, read_pid
+from backend.workspace import PROJECT, Workspace
 
-STATES = ("queued", "running", "finished", "failed", "interrupted", "stopped")
 TAIL_BYTES = 64 * 1024
-SECRETS = ("LORALOOM_PASSWORD", "LORALOOM_USERNAME")
 
-_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 _CLAIM_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job as its files show it at one moment.
-
-    Args:
-        id: its folder's name; sorts by time.
-        folder: where everything about it lies.
-        command: a name of `backend.commands.COMMANDS`.
-        title: what the user called it; any text.
-        state: one of STATES.
-        created: unix seconds, as `started` and `ended`.
-        exit_code: the command's, negative for a signal; None while it has not ended or if nobody saw it end.
-        stopping: it was asked to end and has not yet.
-    """
-
-    id: str
-    folder: Path
-    command: str
-    title: str
-    state: str
-    created: float
-    started: float | None = None
-    ended: float | None = None
-    exit_code: int | None = None
-    stopping: bool = False
-
-    @property
-    def config(self) -> Path:
-        return self.folder / "config.toml"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "log.txt"
-
-    @property
-    def events(self) -> Path:
-        return self.folder / "events.jsonl"
-
-    @property
-    def output(self) -> Path:
-        return self.folder / "output"
-
-    @property
-    def active(self) -> bool:
-        """Whether it still runs or will run."""
-        return self.state in ("queued", "running")
 
 
 def backend_argv(job: Job) -> list[str]:
@@ -96,10 +42,11 @@ def check_config(command: str, path: Path) -> None:
         UserError: for an unknown command.
         ConfigError: naming the wrong fields.
     """
+    # Imported when a job is made: this module itself needs the standard library only.
     from backend import commands
     from backend.config import base
 
-    config_class = commands.config_class(command)
+    config_class = commands.find(command).config_class()
     base.resolve(config_class, base.read_toml(config_class, path))
 
 
@@ -171,7 +118,7 @@ class Jobs:
         Raises:
             UserError: when there is none.
         """
-        job = self._read(job_id) if _ID.fullmatch(job_id) else None
+        job = read_job(self.workspace.jobs / job_id) if JOB_ID.fullmatch(job_id) else None
         if job is None:
             raise UserError(f"there is no job {job_id[:40]!r}", "job")
         return job
@@ -305,17 +252,11 @@ class Jobs:
         return next((job for job in reversed(jobs) if job.state == "queued"), None)
 
     def _launch(self, job: Job) -> None:
-        environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
-        environment |= {
-            events.VARIABLE: str(job.events),
-            VARIABLE: str(self.workspace.root),
-            "PYTHONUNBUFFERED": "1",
-        }
         with job.log.open("ab") as log:
             runner = subprocess.Popen(
                 [sys.executable, "-m", "backend.job_runner", str(job.folder), *self._argv(job)],
                 cwd=PROJECT,
-                env=environment,
+                env={**self.workspace.environment(), events.VARIABLE: str(job.events)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -330,7 +271,7 @@ class Jobs:
             (job.folder / "exit").write_text(str(runner.wait()))
 
     def _signal(self, job: Job, kill: bool) -> None:
-        pid, _ = _read_pid(job.folder)
+        pid, _ = read_pid(job.folder)
         with contextlib.suppress(ProcessLookupError):
             if kill:
                 os.killpg(pid, signal.SIGKILL)
@@ -348,64 +289,11 @@ class Jobs:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _read(self, job_id: str) -> Job | None:
-        folder = self.workspace.jobs / job_id
-        try:
-            request = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-            command, title, created = request["command"], request["title"], request["created"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        # In this order: a job that begins or ends between two looks must not seem interrupted.
-        asked = (folder / "stop").exists()
-        started = _modified(folder / "pid")
-        alive = _alive(folder)
-        code, ended = _read_exit(folder)
-        if ended is not None:
-            state = "stopped" if asked else "finished" if code == 0 else "failed"
-        elif alive:
-            state = "running"
-        elif asked:
-            state = "stopped"
-        else:
-            state = "interrupted" if started is not None else "queued"
-        return Job(job_id, folder, command, title, state, created, started, ended, code, asked and state == "running")
-
     def list(self) -> Sequence[Job]:
         """All jobs, newest first."""
-        names = [name for name in os.listdir(self.workspace.jobs) if _ID.fullmatch(name)]
-        jobs = [job for job in map(self._read, names) if job is not None]
+        folders = [path for path in self.workspace.jobs.iterdir() if JOB_ID.fullmatch(path.name)]
+        jobs = [job for job in map(read_job, folders) if job is not None]
         return sorted(jobs, key=lambda job: (job.created, job.id), reverse=True)
-
-
-def _read_pid(folder: Path) -> tuple[int, str]:
-    number, _, known = (folder / "pid").read_text().strip().partition(" ")
-    return int(number), known
-
-
-def _alive(folder: Path) -> bool:
-    try:
-        pid, known = _read_pid(folder)
-    except (OSError, ValueError):
-        return False
-    return identity(pid) == known
-
-
-def _modified(path: Path) -> float | None:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return None
-
-
-def _read_exit(folder: Path) -> tuple[int | None, float | None]:
-    try:
-        with (folder / "exit").open() as file:
-            ended = os.fstat(file.fileno()).st_mtime
-            return int(file.read()), ended
-    except FileNotFoundError:
-        return None, None
-    except (OSError, ValueError):
-        return None, time.time()
 
 
 def _unfinished(data: bytes) -> int:

@@ -12,6 +12,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 DEMO_MODEL = "backend/demo/model"
 DEMO_DATASET = "backend/demo/dataset"
 VARIABLE = "LORALOOM_WORKSPACE"
+SECRETS = ("LORALOOM_PASSWORD", "LORALOOM_USERNAME")
 FOLDERS = ("jobs", "datasets", "models", "loras", "presets", "outputs")
 WEIGHTS = (".safetensors", ".ckpt", ".pt")
 DATASET_FILE = "dataset.toml"
@@ -99,6 +100,11 @@ class Workspace:
         if not path.is_relative_to(self.root):
             raise UserError("lies outside the workspace", field)
         return path
+
+    def environment(self) -> dict[str, str]:
+        """What a child process that works in this workspace finds in its environment: everything but our password."""
+        inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
+        return {**inherited, VARIABLE: str(self.root), "PYTHONUNBUFFERED": "1"}
 
     def list_models(self) -> list[tuple[str, str]]:
         """Base models as (label, path): the demo model first, then `models`: single files and Diffusers folders."""
