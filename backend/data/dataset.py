@@ -234,7 +234,7 @@ def _without_duplicates(options: DatasetOptions) -> tuple[DatasetOptions, list[s
         if folder in kept:
             dropped.append(str(subset.image_dir))
         kept.setdefault(folder, subset)
-    return (replace(options, subsets=tuple(kept.values())) if dropped else options), dropped
+    return options.model_copy(update={"subsets": tuple(kept.values())}), dropped
 
 
 def _caption_warning(captions: list[Caption]) -> list[str]:

@@ -115,7 +115,7 @@ def load_array(picture: Picture, flip: bool = False) -> np.ndarray:
     width, height = picture.bucket
     left, top = (picture.resized[0] - width) // 2, (picture.resized[1] - height) // 2
     pixels = pixels[top : top + height, left : left + width]
-    return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
+    return (pixels[:, ::-1] if flip else pixels).copy()
 
 
 def to_float(pixels: Tensor) -> Tensor:

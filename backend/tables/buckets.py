@@ -14,18 +14,23 @@ Size = tuple[int, int]
 def make_buckets(resolution: Size, min_size: int, max_size: int, step: int) -> tuple[Size, ...]:
     """List the buckets of about the area of `resolution`.
 
-    For every width from `min_size` to `max_size` in steps of `step` the tallest height is taken that keeps the area, in
-    steps of `step` and at most `max_size`; each pair is used both ways round, and the square is always among them.
+    For every width between the limits, in steps, the tallest height is taken that keeps the area; each pair is used
+    both ways round, and the square is always among them. All sides are multiples of `step`.
 
     Args:
         resolution: sets the area that no bucket exceeds.
-        min_size: smallest side.
-        max_size: largest side.
-        step: distance between the widths tried; the height and the square's side are multiples of it.
+        min_size: smallest side, rounded down to `step`.
+        max_size: largest side, rounded up to `step`.
+        step: what the sides are multiples of.
 
     Returns:
         The buckets in rising order.
+
+    Raises:
+        UserError: if no bucket is possible.
     """
+    min_size = max(min_size // step, 1) * step
+    max_size = -(-max_size // step) * step
     area = resolution[0] * resolution[1]
     square = math.isqrt(area) // step * step
     buckets = {(square, square)} if square else set()

@@ -57,6 +57,11 @@ def test_every_bucket_covers_its_picture_and_keeps_the_area():
         assert resized[0] >= bucket[0] and resized[1] >= bucket[1]
 
 
+def test_limits_between_two_steps_are_widened_to_them():
+    assert make_buckets((512, 512), 300, 1000, 64) == make_buckets((512, 512), 256, 1024, 64)
+    assert all(side >= 64 for bucket in make_buckets((512, 512), 8, 600, 64) for side in bucket)
+
+
 def test_no_possible_bucket_is_an_error():
     with pytest.raises(UserError, match="bucket"):
         make_buckets((32, 32), 64, 128, 64)
