@@ -1,0 +1,1 @@
+"""LoRA as values: a layer, a file, its metadata. `header` and `metadata` know no torch."""

@@ -1,0 +1,243 @@
+"""Reading and writing LoRA files: every spelling in, kohya's spelling out.
+
+In memory a file is `{key: LoraLayer}`, with keys as in tables/names.py. On disk each key has `<key>.lora_down.weight`,
+`<key>.lora_up.weight` and `<key>.alpha`.
+"""
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from backend.errors import UserError
+from backend.lora.header import METADATA_KEY, pack_header, parse_header
+from backend.lora.layer import LoraLayer
+from backend.lora.metadata import LEGACY_HASH, MODEL_HASH, hashes
+from backend.lora.spelling import ALPHA, DOWN, UP, module_key, split_name
+
+SAFETENSORS = (".safetensors",)
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+# Where Diffusers keeps the settings of PEFT's adapters, alpha among them.
+PEFT_SETTINGS = "lora_adapter_metadata"
+LISTED = 8
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """What stands in a LoRA file.
+
+    Attributes:
+        layers: by key, in the order of the file.
+        metadata: the file's text fields; empty for `.ckpt` and `.pt`.
+    """
+
+    layers: dict[str, LoraLayer]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def listing(names: Iterable[str]) -> str:
+    """Names for an error message: all of them, or the first few and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def read_lora(path: str | Path) -> LoraFile:
+    """Read a LoRA file in any known spelling.
+
+    Args:
+        path: `.safetensors`, or `.ckpt`, `.pt`, `.pth`, `.bin`, of which nothing but tensors is loaded.
+
+    Raises:
+        UserError: the file is missing, broken, no LoRA, or has numbers that are not finite.
+    """
+    tensors, metadata = read_tensors(path)
+    return LoraFile(layers_of(tensors, metadata, str(path)), metadata)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a LoRA file under the names that they have there, and its metadata.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SAFETENSORS + PICKLES:
+        raise UserError(f"a LoRA file ends in {', '.join(SAFETENSORS + PICKLES)}", field=str(path))
+    try:
+        if suffix in PICKLES:
+            return _pickled_tensors(path), {}
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror or error}", field=str(path)) from error
+    except SafetensorError as error:
+        message = "is no safetensors file, or is cut off; download or save it again"
+        raise UserError(message, field=str(path)) from error
+
+
+def _pickled_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        message = "is no file of tensors, or is cut off, or holds more than tensors; use a .safetensors file"
+        raise UserError(message, field=str(path)) from error
+    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise UserError("holds no table of tensors and so is no LoRA", field=str(path))
+    return loaded
+
+
+def layers_of(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, field: str = "weights_sd"
+) -> dict[str, LoraLayer]:
+    """The layers that tensors in any known spelling make up, by key.
+
+    A missing alpha is the rank, or what PEFT's settings in the metadata say.
+
+    Args:
+        tensors: by name.
+        metadata: of the file they come from.
+        field: the name under which errors are reported.
+
+    Raises:
+        UserError: a name is no LoRA's, half of a pair is missing, shapes do not fit, or a number is not finite.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    unknown = []
+    for name, tensor in tensors.items():
+        found = split_name(name)
+        if found is None or found[1] in parts.get(found[0], {}):
+            unknown.append(name)
+        else:
+            parts.setdefault(found[0], {})[found[1]] = tensor
+    if unknown:
+        raise UserError(f"these names are no LoRA's, or stand there twice: {listing(unknown)}", field=field)
+    if not parts:
+        raise UserError("holds no LoRA layers", field=field)
+    settings = _peft_settings(metadata or {})
+    return {key: _layer(key, found, settings, field) for key, found in parts.items()}
+
+
+def _layer(key: str, parts: Mapping[str, Tensor], settings: "_PeftSettings", field: str) -> LoraLayer:
+    missing = [role for role in ("down", "up") if role not in parts]
+    if missing:
+        raise UserError(f"{key} lacks its {' and '.join(missing)} weight", field=field)
+    down, up = parts["down"], parts["up"]
+    if not all(tensor.is_meta or bool(torch.isfinite(tensor).all()) for tensor in parts.values()):
+        raise UserError(f"{key} has numbers that are not finite (NaN); the file is of no use", field=field)
+    if "alpha" in parts and parts["alpha"].numel() != 1:
+        raise UserError(f"{key} has an alpha that is no single number", field=field)
+    try:
+        rank = max(down.shape[:1], default=0)
+        alpha = float(parts["alpha"].item()) if "alpha" in parts else settings.alpha(key, rank)
+        return LoraLayer(down, up, alpha)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}", field=field) from error
+
+
+@dataclass(frozen=True)
+class _PeftSettings:
+    """What PEFT's settings say about alpha: per part of the model, a number and exceptions by module."""
+
+    alphas: dict[str, float]
+    patterns: dict[str, float]
+    rank_stabilised: frozenset[str]
+
+    def alpha(self, key: str, rank: int) -> float:
+        part = key.split("_")[1]
+        matches = (value for name, value in self.patterns.items() if re.search(rf"(^|_){re.escape(name)}$", key))
+        alpha = next(matches, self.alphas.get(part, float(rank)))
+        # PEFT's rank-stabilised LoRA scales by alpha / sqrt(rank) instead of alpha / rank.
+        return alpha * rank**0.5 if part in self.rank_stabilised else alpha
+
+
+def _peft_settings(metadata: Mapping[str, str]) -> _PeftSettings:
+    """Alpha from the settings that Diffusers writes beside PEFT's tensors, which then have no alpha of their own."""
+    try:
+        settings = json.loads(metadata.get(PEFT_SETTINGS, "{}"))
+    except json.JSONDecodeError:
+        settings = {}
+    settings = settings if isinstance(settings, dict) else {}
+    alphas, patterns, stabilised = {}, {}, set()
+    for prefix, part in (("unet.", "unet"), ("text_encoder.", "te"), ("", "unet")):
+        if isinstance(settings.get(f"{prefix}lora_alpha"), int | float):
+            alphas[part] = float(settings[f"{prefix}lora_alpha"])
+        if settings.get(f"{prefix}use_rslora"):
+            stabilised.add(part)
+        for path, alpha in (settings.get(f"{prefix}alpha_pattern") or {}).items():
+            patterns[module_key(prefix + path) or path.replace(".", "_")] = float(alpha)
+    return _PeftSettings(alphas, patterns, frozenset(stabilised))
+
+
+def tensors_of(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
+    """The tensors of layers under the names of a LoRA file; alpha in float32, since half precision would change it."""
+    tensors: dict[str, Tensor] = {}
+    for key, layer in layers.items():
+        alpha = torch.tensor(layer.alpha, dtype=torch.float32)
+        tensors |= {f"{key}{DOWN}": layer.down, f"{key}{UP}": layer.up, f"{key}{ALPHA}": alpha}
+    return tensors
+
+
+def write_lora(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a LoRA file, whole or not at all.
+
+    Args:
+        path: `.safetensors`, with the metadata and the hashes of what is written; or `.ckpt` or `.pt`, tensors alone.
+        tensors: under the names of a LoRA file.
+        metadata: text fields; hashes in it are replaced.
+        dtype: of the weights in the file; None keeps each tensor's own. Alpha stays as it is.
+
+    Raises:
+        UserError: the path has another ending.
+        OSError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SAFETENSORS + PICKLES:
+        raise UserError(f"a LoRA file ends in {', '.join(SAFETENSORS + PICKLES)}", field=str(path))
+    ready = {
+        name: tensor.detach().to("cpu", None if name.endswith(ALPHA) else dtype).clone().contiguous()
+        for name, tensor in tensors.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix.lower() in PICKLES:
+            torch.save(ready, temporary)
+        else:
+            _write_safetensors(temporary, ready, metadata or {})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Serialise once, hash exactly those bytes, and put the header with the hashes in front of them.
+
+    The header is written here and not by the library, which shuffles the metadata: equal input gives equal bytes.
+    """
+    data = safetensors.torch.save(tensors)
+    bare = parse_header(data, len(data), str(path))
+    body = memoryview(data)[bare.size :]
+    kept = {name: str(value) for name, value in metadata.items() if name not in (MODEL_HASH, LEGACY_HASH)}
+    kept |= hashes(kept, bare.entries, [body])
+    with open(path, "wb") as file:
+        file.write(pack_header({METADATA_KEY: kept, **bare.entries}))
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,75 @@
+"""One LoRA layer as a value, and the one formula that everything else composes.
+
+    delta = (up.flatten(1) @ down.flatten(1)) * alpha / rank
+
+for linear layers, 1x1 and 3x3 convolutions alike.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """A low-rank change of one weight.
+
+    Attributes:
+        down: [rank, in] or [rank, in, kernel, kernel].
+        up: [out, rank] or [out, rank, 1, 1].
+        alpha: the change is scaled by alpha / rank.
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if self.down.ndim not in (2, 4) or self.up.ndim not in (2, 4):
+            raise ValueError(f"down {tuple(self.down.shape)} and up {tuple(self.up.shape)} must have 2 or 4 dimensions")
+        if self.up.shape[1] != self.down.shape[0] or self.up[:1, :1].numel() != 1:
+            raise ValueError(f"down {tuple(self.down.shape)} and up {tuple(self.up.shape)} do not fit each other")
+
+    @property
+    def rank(self) -> int:
+        """Number of rows of `down`."""
+        return self.down.shape[0]
+
+    def delta(self) -> Tensor:
+        """The change of the weight: [out, in], or [out, in, kernel, kernel] where `down` has four dimensions.
+
+        Computed in float32, or in float64 if the factors are. A 1x1 convolution's may have to be reshaped to the weight.
+        """
+        dtype = torch.promote_types(torch.promote_types(self.down.dtype, self.up.dtype), torch.float32)
+        product = self.up.to(dtype).flatten(1) @ self.down.to(dtype).flatten(1)
+        return (product * (self.alpha / self.rank)).reshape(self.up.shape[0], *self.down.shape[1:])
+
+    def truncated(self, rank: int) -> "LoraLayer":
+        """The first `rank` rows with alpha unchanged: of a DyLoRA, the network that was trained at that rank.
+
+        Raises:
+            ValueError: there are fewer rows.
+        """
+        if not 0 < rank <= self.rank:
+            raise ValueError(f"rank {rank} is not between 1 and {self.rank}")
+        return LoraLayer(self.down[:rank], self.up[:, :rank], self.alpha)
+
+
+def factorize(matrix: Tensor, rank: int) -> LoraLayer:
+    """The best approximation of a change of weight by one of a rank (Eckart and Young 1936), with alpha = rank.
+
+    Args:
+        matrix: [out, in] or [out, in, kernel, kernel].
+        rank: cut to what the matrix can have.
+
+    Returns:
+        A layer whose `delta()` approximates the matrix; the singular values are in `up`.
+    """
+    flat = matrix.flatten(1)
+    left, values, right = torch.linalg.svd(flat.to(torch.promote_types(flat.dtype, torch.float32)), full_matrices=False)
+    rank = min(rank, len(values))
+    up, down = left[:, :rank] * values[:rank], right[:rank]
+    if matrix.ndim == 4:
+        up, down = up[:, :, None, None], down.reshape(rank, *matrix.shape[1:])
+    return LoraLayer(down, up, float(rank))

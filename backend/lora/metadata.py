@@ -1,0 +1,191 @@
+"""The text fields of a LoRA file: what training writes (`ss_*`), ModelSpec (`modelspec.*`) and the hashes (`sshs_*`).
+
+Plain values in, text out; knows no torch. All fields are text because the file format has nothing else.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from backend.lora.header import METADATA_KEY, pack_header, read_header
+
+MODEL_HASH, LEGACY_HASH = "sshs_model_hash", "sshs_legacy_hash"
+# The old hash of the WebUI's extension covers these bytes of the file and nothing else.
+LEGACY_START, LEGACY_LENGTH = 0x100000, 0x10000
+CHUNK = 1 << 20
+
+# Options of a training run that go into the file as they are, under `ss_` and their name.
+OPTIONS = (
+    "output_name",
+    "learning_rate",
+    "text_encoder_lr",
+    "unet_lr",
+    "gradient_checkpointing",
+    "gradient_accumulation_steps",
+    "max_train_steps",
+    "lr_warmup_steps",
+    "lr_scheduler",
+    "network_module",
+    "network_dim",
+    "network_alpha",
+    "network_dropout",
+    "mixed_precision",
+    "full_fp16",
+    "v2",
+    "clip_skip",
+    "max_token_length",
+    "cache_latents",
+    "seed",
+    "noise_offset",
+    "multires_noise_iterations",
+    "multires_noise_discount",
+    "adaptive_noise_scale",
+    "zero_terminal_snr",
+    "training_comment",
+    "max_grad_norm",
+    "prior_loss_weight",
+    "min_snr_gamma",
+    "scale_weight_norms",
+    "ip_noise_gamma",
+    "debiased_estimation",
+    "loss_type",
+)
+# What `no_metadata` keeps: without it a reader cannot tell what the file is for.
+MINIMUM = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What a run knows beyond its options. A field that is None is left out.
+
+    Attributes:
+        base_model_version: "sd_v1" and its like.
+        network_args: the network's own options.
+        session_id: any number that tells runs apart.
+        training_started_at, training_finished_at: unix time in seconds.
+        steps, epoch: how far training was when the file was written.
+        num_batches_per_epoch: of all devices together.
+        optimizer: its class with its arguments.
+        sd_model_hash, new_sd_model_hash: of the checkpoint file, the WebUI's short old hash and its SHA-256.
+        datasets: a list of tables as the dataset reports them, with subsets, buckets and tag counts.
+        tag_frequency: counts of tags by folder.
+        dataset_dirs: number of pictures and repeats by folder.
+    """
+
+    base_model_version: str
+    network_args: Mapping[str, Any] = field(default_factory=dict)
+    v2: bool = False
+    session_id: int | None = None
+    training_started_at: float | None = None
+    training_finished_at: float | None = None
+    steps: int | None = None
+    epoch: int | None = None
+    num_epochs: int | None = None
+    num_train_images: int | None = None
+    num_reg_images: int | None = None
+    num_batches_per_epoch: int | None = None
+    optimizer: str | None = None
+    sd_model_name: str | None = None
+    sd_model_hash: str | None = None
+    new_sd_model_hash: str | None = None
+    vae_name: str | None = None
+    datasets: Iterable[Mapping[str, Any]] | None = None
+    tag_frequency: Mapping[str, Any] | None = None
+    dataset_dirs: Mapping[str, Any] | None = None
+
+
+def training_metadata(
+    options: Mapping[str, Any], facts: TrainingFacts, changes: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """The `ss_*` fields of a training run.
+
+    Args:
+        options: the run's resolved options by name; those in `OPTIONS` are written, None as "None".
+        facts: what the run knows beyond its options.
+        changes: values that override both, such as a seed that was drawn or a rank read from a file.
+    """
+    found = {name: options[name] for name in OPTIONS if name in options}
+    found |= {name: value for name, value in asdict(facts).items() if value is not None}
+    found |= dict(changes or {})
+    return {f"ss_{name}": _text(value) for name, value in found.items()}
+
+
+def minimum_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The fields that stay when the user wants no metadata."""
+    kept = {f"ss_{name}" for name in MINIMUM}
+    return {name: value for name, value in metadata.items() if name in kept}
+
+
+def modelspec(  # one parameter per field of the specification that a LoRA has
+    architecture: str,
+    title: str,
+    resolution: tuple[int, int],
+    written_at: float,
+    prediction_type: str = "epsilon",
+    implementation: str = "diffusers",
+) -> dict[str, str]:
+    """The `modelspec.*` fields of a LoRA (ModelSpec 1.0.1, https://github.com/Stability-AI/ModelSpec).
+
+    Args:
+        architecture: of the base model, such as "stable-diffusion-v1".
+        title: of the file.
+        resolution: (width, height) that it was trained at.
+        written_at: unix time in seconds.
+        prediction_type: "epsilon" or "v".
+        implementation: the code that the file is meant for.
+    """
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": implementation,
+        "modelspec.title": title,
+        "modelspec.resolution": f"{resolution[0]}x{resolution[1]}",
+        "modelspec.date": datetime.fromtimestamp(int(written_at), UTC).replace(tzinfo=None).isoformat(),
+        "modelspec.prediction_type": prediction_type,
+    }
+
+
+def hashes(metadata: Mapping[str, str], tensors: Mapping[str, object], body: Iterable[bytes]) -> dict[str, str]:
+    """Both `sshs_*` hashes of a file.
+
+    The first is the SHA-256 of all tensor bytes. The second covers 64 KiB at a fixed place of the file, as it would be
+    if the `ss_*` fields were the only metadata; of a file too short for that it is the hash of nothing.
+
+    Args:
+        metadata: of the file; only its `ss_*` fields count.
+        tensors: the entries of the file's header, without the metadata.
+        body: the bytes after the header, in pieces.
+    """
+    kept = {name: value for name, value in metadata.items() if name.startswith("ss_")}
+    start = pack_header({METADATA_KEY: kept, **tensors} if kept else dict(tensors))
+    model, legacy = hashlib.sha256(), hashlib.sha256()
+    legacy.update(start[LEGACY_START : LEGACY_START + LEGACY_LENGTH])
+    position = len(start)
+    for piece in body:
+        model.update(piece)
+        first, last = max(LEGACY_START - position, 0), max(LEGACY_START + LEGACY_LENGTH - position, 0)
+        legacy.update(piece[first:last])
+        position += len(piece)
+    return {MODEL_HASH: model.hexdigest(), LEGACY_HASH: legacy.hexdigest()[:8]}
+
+
+def file_hashes(path: str | Path) -> dict[str, str]:
+    """Both `sshs_*` hashes, recomputed from the tensors of a safetensors file.
+
+    Raises:
+        UserError: the file is missing or is no complete safetensors file.
+    """
+    header = read_header(path)
+    with open(path, "rb") as file:
+        file.seek(header.size)
+        return hashes(header.metadata, header.entries, iter(lambda: file.read(CHUNK), b""))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping | list | tuple):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)

@@ -1,0 +1,1 @@
+"""Networks that are put on a model and trained."""
