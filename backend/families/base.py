@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from backend.errors import UserError
+from backend.families import hub
 from backend.families.folder import read_folder, write_folder
 from backend.families.hashes import model_hashes
-from backend.families.hub import locate
 from backend.families.model import Checkpoint, Conditioning, Family, Model, Part
 from backend.families.original import few
 from backend.families.recognize import recognize
@@ -25,14 +25,25 @@ __all__ = [
     "Family",
     "Model",
     "Part",
+    "assemble",
+    "checkpoint_of",
+    "empty_modules",
     "load_model",
+    "locate",
     "model_hashes",
     "read_checkpoint",
     "save_diffusers",
     "save_single_file",
+    "write_folder",
+    "write_single_file",
 ]
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1,)}
+
+
+def locate(source: str | Path, revision: str | None = None) -> Path:
+    """The local file or folder of a model, fetched from the hub where it has to be; see `hub.locate`."""
+    return hub.locate(str(source), FAMILIES, revision)
 
 
 def read_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
@@ -46,7 +57,7 @@ def read_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoi
     Raises:
         UserError: nothing there, damaged, or not a model of a supported family; the message says what it is.
     """
-    path = locate(str(source), revision)
+    path = locate(source, revision)
     if path.is_dir():
         checkpoint = read_folder(path, FAMILIES)
     else:

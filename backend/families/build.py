@@ -30,26 +30,34 @@ def sd1_configs(small: bool = True) -> dict[str, dict[str, Any]]:
 
 
 def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """A weight of a size that keeps activations near one: norms 1, biases 0, embeddings and matrices by fan-in."""
+    """A weight of a size that keeps activations near one, float32; the name may be of either layout.
+
+    Matrices and convolutions are scaled by their fan-in; vectors are a norm's weight (1) or a bias (0).
+    """
     if len(shape) < 2:
-        is_norm = "norm" in name.rsplit(".", 2)[-2]
-        return torch.ones(shape) if is_norm and name.endswith("weight") else torch.zeros(shape)
-    if "embedding.weight" in name:
+        return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+    if name.endswith("embedding.weight"):
         return torch.randn(shape, generator=generator) * 0.02
     return torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
 
 
+def empty_checkpoint(small: bool = True) -> Checkpoint:
+    """A Stable Diffusion 1 checkpoint of shapes alone: its tensors are on the meta device."""
+    family, config = FAMILIES["sd1"], sd1_configs(small)
+    with torch.device("meta"):
+        parts = {name: Part(config[name], family.build(name, config[name]).state_dict()) for name in family.part_names}
+    return Checkpoint(family.name, parts, config["scheduler"], "random")
+
+
 def random_checkpoint(seed: int = 0, small: bool = True, dtype: torch.dtype = torch.float32) -> Checkpoint:
     """A Stable Diffusion 1 checkpoint with random weights; the same for the same seed, whatever the type."""
-    family, config = FAMILIES["sd1"], sd1_configs(small)
+    checkpoint = empty_checkpoint(small)
     generator = torch.Generator().manual_seed(seed)
-    parts = {}
-    for name in family.part_names:
-        with torch.device("meta"):
-            shapes = {key: value.shape for key, value in family.build(name, config[name]).state_dict().items()}
-        tensors = {key: random_tensor(key, shape, generator).to(dtype) for key, shape in shapes.items()}
-        parts[name] = Part(config[name], tensors)
-    return Checkpoint(family.name, parts, config["scheduler"], "random")
+    for part in checkpoint.parts.values():
+        part.tensors = {
+            name: random_tensor(name, value.shape, generator).to(dtype) for name, value in part.tensors.items()
+        }
+    return checkpoint
 
 
 def random_model(seed: int = 0, small: bool = True, dtype: torch.dtype = torch.float32) -> Model:

@@ -1,6 +1,7 @@
 """Where a model lies: on the disk, or on the hub, from which only the files that are needed are fetched."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
@@ -16,22 +17,23 @@ from huggingface_hub.errors import (
 )
 
 from backend.errors import UserError
-from backend.families.folder import weight_names
+from backend.families.folder import family_of_folder, weight_names
+from backend.families.model import Family
 from backend.families.storage import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _REPO = re.compile(rf"{_NAME}/{_NAME}")
-_PARTS = ("unet", "vae", "text_encoder")
 # Hub errors are requests that failed; a dropped line and a switched-off network are other kinds.
 _UNREACHABLE = (HTTPError, ConnectionError, TimeoutError)
 _TIMEOUT_SECONDS = 20.0
 
 
-def locate(source: str, revision: str | None = None) -> Path:
+def locate(source: str, families: Mapping[str, Family], revision: str | None = None) -> Path:
     """The local file or folder of a model, fetched from the hub where it has to be.
 
     Args:
         source: a path, `org/repo` (Diffusers layout), or `org/repo/path/file.safetensors`.
+        families: those that may be fetched.
         revision: branch, tag or commit; only for the hub.
 
     Raises:
@@ -44,7 +46,7 @@ def locate(source: str, revision: str | None = None) -> Path:
     pieces = source.split("/")
     here = Path(pieces[0]).is_dir()  # a misspelt path below a folder that exists is no reason to ask the network
     if not here and not is_file and _REPO.fullmatch(source):
-        return _fetch_repo(source, revision)
+        return _fetch_repo(source, families, revision)
     if not here and is_file and len(pieces) >= 3 and _REPO.fullmatch("/".join(pieces[:2])) and ".." not in pieces:
         return _fetch_file("/".join(pieces[:2]), "/".join(pieces[2:]), revision)
     raise UserError("there is no such file or folder; give a path, or org/repo for the hub", field=source)
@@ -96,35 +98,49 @@ def _fetch_file(repo: str, name: str, revision: str | None) -> Path:
         raise _explain(error, repo, revision, name) from error
 
 
-def needed_files(names: list[str], repo: str) -> list[str]:
-    """Of a hub model's files, those to fetch: configurations, and one file of weights per part.
+def config_files(names: Sequence[str], repo: str) -> list[str]:
+    """Of a hub model's files, the small ones that tell what it is.
 
     Raises:
-        UserError: it is not in the Diffusers layout, or a part has no weights.
+        UserError: it is not in the Diffusers layout.
     """
     if "unet/config.json" not in names:
         single = [name for name in names if "/" not in name and name.endswith((".safetensors", ".ckpt"))]
         hint = f"; name a file of it, such as {repo}/{single[0]}" if single else ""
         raise UserError(f"the hub's model has no Diffusers layout (no unet/config.json){hint}", field=repo)
-    chosen = [name for name in ("model_index.json", "scheduler/scheduler_config.json") if name in names]
-    for part in _PARTS:
+    wanted = re.compile(r"model_index\.json|scheduler/scheduler_config\.json|(unet|vae|text_encoder\w*)/config\.json")
+    return [name for name in names if wanted.fullmatch(name)]
+
+
+def weight_files(names: Sequence[str], repo: str, parts: Sequence[str]) -> list[str]:
+    """Of a hub model's files, one file of weights per part, or all pieces where only pieces are there.
+
+    Raises:
+        UserError: a part has no weights.
+    """
+    chosen = []
+    for part in parts:
         whole = [f"{part}/{name}" for name in weight_names(part) if f"{part}/{name}" in names]
-        index = [name for name in names if name.startswith(f"{part}/") and name.endswith(".safetensors.index.json")]
-        pieces = [name for name in names if re.fullmatch(rf"{part}/.*-\d+-of-\d+\.safetensors", name)]
+        index = [name for name in names if re.fullmatch(rf"{part}/[^/]*\.safetensors\.index\.json", name)]
+        pieces = [name for name in names if re.fullmatch(rf"{part}/[^/]*-\d+-of-\d+\.safetensors", name)]
         weights = whole[:1] or [*index, *pieces]
         if not weights:
             raise UserError(f"the hub's model has no weights for its {part}", field=repo)
-        chosen += [f"{part}/config.json", *weights]
-    # Their presence tells another family apart; they are small and never read.
-    return chosen + [name for name in names if name == "text_encoder_2/config.json"]
+        chosen += weights
+    return chosen
 
 
-def _fetch_repo(repo: str, revision: str | None) -> Path:
+def _fetch_repo(repo: str, families: Mapping[str, Family], revision: str | None) -> Path:
     names = _file_names(repo, revision)
-    files = None if names is None else needed_files(names, repo)
     try:
-        # Offline this is what an earlier run fetched; the reader names a file that is missing there.
-        path = snapshot_download(repo, revision=revision, allow_patterns=files, local_files_only=names is None)
+        if names is None:
+            # What an earlier run fetched; the reader names a file that is missing there.
+            return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        configs = config_files(names, repo)
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=configs))
+        # Another family is refused here, before gigabytes are fetched.
+        family = families[family_of_folder(folder)]
+        weights = weight_files(names, repo, family.part_names)
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*configs, *weights]))
     except (EntryNotFoundError, *_UNREACHABLE) as error:
         raise _explain(error, repo, revision, "the model") from error
-    return Path(path)

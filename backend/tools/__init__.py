@@ -1,0 +1,1 @@
+"""Tools on model and LoRA files."""

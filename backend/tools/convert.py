@@ -1,0 +1,61 @@
+"""A model between its two layouts: single file in the original layout <-> Diffusers folder, by what the source is."""
+
+from pathlib import Path
+
+import torch
+
+from backend.config.tools import ConvertModel
+from backend.errors import UserError
+from backend.events import emit
+from backend.families.base import empty_modules, locate, read_checkpoint, write_folder, write_single_file
+from backend.families.storage import SAFETENSORS_SUFFIXES
+
+PRECISIONS = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def _check_destination(path: Path, to_folder: bool, overwrite: bool) -> None:
+    """Refuse early what would fail or destroy something late."""
+    is_file_name = path.suffix.lower() in (*SAFETENSORS_SUFFIXES, ".ckpt")
+    if to_folder and is_file_name:
+        raise UserError(f"the source is a single file, so {path} must name a folder", field="dst")
+    if not to_folder and not is_file_name:
+        raise UserError(f"the source is a folder, so {path} must end in .safetensors or .ckpt", field="dst")
+    if to_folder and path.is_file():
+        raise UserError(f"{path} is a file; name a folder", field="dst")
+    if not to_folder and path.is_dir():
+        raise UserError(f"{path} is a folder; name a file", field="dst")
+    if not overwrite and path.exists() and (not to_folder or any(path.iterdir())):
+        raise UserError(f"{path} exists; give --overwrite to replace it", field="dst")
+
+
+def convert(source: str, destination: Path, dtype: torch.dtype | None = None, overwrite: bool = False) -> None:
+    """Convert a model tensor by tensor; without a type every number stays as it is, bit for bit.
+
+    Args:
+        source: single file or Diffusers folder, on the disk or on the hub.
+        destination: folder for a file, `.safetensors` or `.ckpt` for a folder.
+        dtype: type of the saved numbers.
+        overwrite: replace what is there. Other files in a destination folder are left alone.
+
+    Raises:
+        UserError: the source is no model, the destination has the wrong form or exists.
+    """
+    to_folder = not locate(source).is_dir()
+    _check_destination(destination, to_folder, overwrite)
+    emit("phase", name="loading", step=0, total=2)
+    checkpoint = read_checkpoint(source)
+    empty_modules(checkpoint)
+    emit("phase", name="saving", step=1, total=2)
+    if to_folder:
+        write_folder(checkpoint, destination, dtype)
+    else:
+        write_single_file(checkpoint, destination, dtype)
+    emit("file", path=str(destination), final=True)
+
+
+def run(config: ConvertModel) -> None:
+    """The command `convert_diffusers20_original_sd`."""
+    options = config.convert
+    dtype = PRECISIONS.get(options.save_precision or "")
+    convert(str(options.src), options.dst, dtype, options.overwrite)
+    print(f"saved {options.dst}")
