@@ -17,7 +17,8 @@ from backend.config.docs import options_markdown
 from backend.errors import ConfigError, UserError
 from backend.workspace import PROJECT
 
-DISK_FULL = "No space left on device"
+# How libraries that do not raise OSError say that the disk is full.
+DISK_FULL = ("No space left on device", "PytorchStreamWriter failed writing")
 
 
 class Reported:
@@ -53,7 +54,7 @@ def explain(error: BaseException) -> list[tuple[str, str]]:
     if isinstance(error, UserError):
         return [(error.field or "", error.message)]
     text = str(error)
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or DISK_FULL in text:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(words in text for words in DISK_FULL):
         name = getattr(error, "filename", None)
         return [(str(name) if name else "", "the disk is full; free some space or choose another output folder")]
     if isinstance(error, OSError) and error.filename and error.strerror:

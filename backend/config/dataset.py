@@ -214,10 +214,10 @@ class _Reader:
             self._check_keys(subset, tuple(SUBSET_KEYS), inner)
             levels = [(general, "[general]"), (table, place), (subset, inner)]
             subsets.append(self._section(SubsetOptions, levels, inner))
-        if None in subsets:
-            return None
         options = self._section(DatasetOptions, [(general, "[general]"), (table, place)], place)
-        return options and options.model_copy(update={"subsets": tuple(subsets)})
+        if options is None or None in subsets:
+            return None
+        return options.model_copy(update={"subsets": tuple(subsets)})
 
     def _section(self, section: type[Section], levels: list[tuple[Mapping[str, Any], str]], place: str) -> Any:
         known = section_leaves(section)

@@ -32,14 +32,14 @@ class Option:
         advanced: the form shows it only on request.
         positional: on the command line the value is given without a flag, in the order of the fields.
         aliases: other names of the field, as flags and as toml keys.
-        spellings: pairs of (other spelling of a choice, the choice).
+        spellings: pairs of (another spelling of a value, the value), such as ("lora", "networks.lora").
         widget: a hint for the form, such as "folder", "file" or "text".
     """
 
     advanced: bool = False
     positional: bool = False
     aliases: tuple[str, ...] = ()
-    spellings: tuple[tuple[str, str], ...] = ()
+    spellings: tuple[tuple[str, Any], ...] = ()
     widget: str = ""
 
 
@@ -75,7 +75,7 @@ class Leaf:
     advanced: bool = False
     positional: bool = False
     aliases: tuple[str, ...] = ()
-    spellings: tuple[tuple[str, str], ...] = ()
+    spellings: tuple[tuple[str, Any], ...] = ()
     widget: str = ""
 
     @property
@@ -118,10 +118,15 @@ def plain_value(leaf: Leaf, value: Any) -> Any:
         return tuple(plain_value(leaf.element, item) for item in value)
     if leaf.kind == "path" and isinstance(value, str) and value.strip():
         return Path(value).expanduser()
-    if leaf.kind == "choice" and isinstance(value, str):
-        known = {choice.lower(): choice for choice in leaf.choices} | {a.lower(): b for a, b in leaf.spellings}
-        return known.get(value.strip().lower(), value)
-    return value
+    return spelled(leaf, value)
+
+
+def spelled(leaf: Leaf, value: Any) -> Any:
+    """A choice as it is declared, whatever its case or other spelling; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    known = {choice.lower(): choice for choice in leaf.choices} | {a.lower(): b for a, b in leaf.spellings}
+    return known.get(value.strip().lower(), value)
 
 
 def reject(field: str, message: str) -> NoReturn:

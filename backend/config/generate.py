@@ -61,7 +61,7 @@ class Image(Section):
     sampler: Annotated[Sampler, Option(spellings=SAMPLER_SPELLINGS)] = "ddim"
     """Sampler."""
 
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    seed: int | None = Field(None, ge=0, le=2**63 - 1)
     """Seed of the first picture; left out, one is drawn and written into the file."""
 
     images_per_prompt: int = Field(1, ge=1)

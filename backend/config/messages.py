@@ -44,17 +44,17 @@ def bounds(leaf: Leaf) -> str:
     """The bounds of a number in words: "greater than 0", "from 0 to 1", "" if it has none."""
     words = []
     if leaf.ge is not None and leaf.le is not None:
-        words.append(f"from {leaf.ge:g} to {leaf.le:g}")
+        words.append(f"from {shown(leaf.ge)} to {shown(leaf.le)}")
     elif leaf.ge is not None:
-        words.append(f"at least {leaf.ge:g}")
+        words.append(f"at least {shown(leaf.ge)}")
     if leaf.gt is not None:
-        words.append(f"greater than {leaf.gt:g}")
+        words.append(f"greater than {shown(leaf.gt)}")
     if leaf.le is not None and leaf.ge is None:
-        words.append(f"at most {leaf.le:g}")
+        words.append(f"at most {shown(leaf.le)}")
     if leaf.lt is not None:
-        words.append(f"less than {leaf.lt:g}")
+        words.append(f"less than {shown(leaf.lt)}")
     if leaf.multiple_of is not None:
-        words.append(f"a multiple of {leaf.multiple_of:g}")
+        words.append(f"a multiple of {shown(leaf.multiple_of)}")
     return " and ".join(words)
 
 

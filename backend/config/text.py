@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from backend.config.declare import Leaf, Section, plain_value, section_leaves
+from backend.config.declare import Leaf, Section, section_leaves, spelled
 from backend.config.merge import Problems, validate_section
 from backend.config.messages import unknown, wrong_type
 
@@ -19,7 +19,9 @@ def parse_text(leaf: Leaf, text: str) -> Any:
     Raises:
         ValueError: saying what is expected. Bounds are left to validation.
     """
-    word = text.strip()
+    word = spelled(leaf, text.strip())
+    if not isinstance(word, str) or (leaf.kind == "choice" and word in leaf.choices):
+        return word
     if leaf.optional and word.lower() == "none" and leaf.kind not in ("str", "path"):
         return None
     if leaf.kind == "bool" and word.lower() in TRUE + FALSE:
@@ -31,8 +33,6 @@ def parse_text(leaf: Leaf, text: str) -> Any:
             raise ValueError(wrong_type(leaf, text)) from None
     if leaf.kind in ("str", "path"):
         return text
-    if leaf.kind == "choice" and plain_value(leaf, word) in leaf.choices:
-        return plain_value(leaf, word)
     if leaf.kind == "list":
         return tuple(parse_text(leaf.element, item) for item in word.split(",")) if word else ()
     if leaf.kind == "table":
@@ -71,7 +71,8 @@ def read_pairs(value: Any) -> dict[str, Any]:
 
 def read_literals(value: Any) -> dict[str, Any]:
     """As `read_pairs`, with texts that are Python literals (0.01, True, (0.9, 0.99)) turned into what they say."""
-    return {key: _literal(text) if isinstance(text, str) else text for key, text in read_pairs(value).items()}
+    pairs = {key: _literal(text) if isinstance(text, str) else text for key, text in read_pairs(value).items()}
+    return {key: tuple(item) if isinstance(item, list) else item for key, item in pairs.items()}
 
 
 def read_section(section_class: type[Section], value: Any, field: str, owner: str) -> tuple[dict[str, Any], Problems]:

@@ -56,7 +56,7 @@ class Network(Section):
     network_dim: int = Field(4, ge=1)
     """Rank of the network: more dimensions hold more and make a larger file."""
 
-    network_alpha: float = Field(1.0, ge=0)
+    network_alpha: Annotated[float, Option(spellings=(("none", 0.0),))] = Field(1.0, ge=0)
     """Scale: changes count alpha / rank. 0 or "none" means alpha = rank."""
 
     network_args: dict[str, Any] = Field(default_factory=dict)
@@ -67,11 +67,6 @@ class Network(Section):
 
     network_train_text_encoder_only: bool = False
     """Train the text encoder only and leave the U-Net as it is."""
-
-    @field_validator("network_alpha", mode="before")
-    @classmethod
-    def _alpha_none(cls, value: Any) -> Any:
-        return 0.0 if value is None or value == "none" else value
 
     @field_validator("network_args", mode="before")
     @classmethod
@@ -127,7 +122,7 @@ class Optim(Section):
     gradient_accumulation_steps: Annotated[int, ADVANCED] = Field(1, ge=1)
     """Batches whose gradients are added up for one step."""
 
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    seed: int | None = Field(None, ge=0, le=2**63 - 1)
     """Seed of every random draw; left out, one is drawn, shown and saved."""
 
     @field_validator("optimizer_args", mode="before")
