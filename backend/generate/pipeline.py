@@ -1,0 +1,236 @@
+"""The hot pipeline: a model that stays loaded, LoRA files folded into its weights, and denoising.
+
+`denoise` is also what the trainer samples with, on live modules.
+"""
+
+import inspect
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from backend.errors import UserError
+from backend.families.base import load_model
+from backend.families.model import Conditioning, Model
+from backend.generate.images import numbered, to_pictures
+from backend.generate.prompts import Request
+from backend.generate.samplers import make_solver
+from backend.lora.file import LoraFile, read_lora
+from backend.lora.layer import LoraLayer
+from backend.networks.modules import find_modules
+
+OnStep = Callable[[int, int], None]
+
+
+def resolve(request: Request, model: Model) -> Request:
+    """The request with nothing left open: the model's own size where none is given, a random seed where none is given.
+
+    Raises:
+        UserError: the size does not fit the model's latent grid.
+    """
+    grid = model.vae_scale_factor
+    request = replace(
+        request,
+        width=request.width or model.resolution,
+        height=request.height or model.resolution,
+        seed=random.SystemRandom().randrange(2**32) if request.seed is None else request.seed,
+    )
+    for field, value in (("width", request.width), ("height", request.height)):
+        if value % grid:
+            near = max(grid, round(value / grid) * grid)
+            raise UserError(f"{value} is not a multiple of {grid}; take {near}", field=field)
+    return request
+
+
+def start_noise(request: Request, model: Model, generators: Sequence[torch.Generator]) -> Tensor:
+    """Unit noise [B, C, h, w], each picture's from its own CPU generator, so that it depends on its seed alone."""
+    grid = model.vae_scale_factor
+    shape = (1, model.latent_channels, request.height // grid, request.width // grid)
+    return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def encode_prompts(model: Model, request: Request, count: int) -> Conditioning:
+    """Conditioning of `count` pictures; with guidance, `count` unconditional ones come first."""
+    texts = [request.prompt] * count
+    if request.scale != 1:
+        texts = [request.negative] * count + texts
+    return model.family.encode(model, model.family.tokenize(model, texts))
+
+
+@torch.no_grad()
+def denoise(model: Model, request: Request, seeds: Sequence[int], on_step: OnStep | None = None) -> Tensor:
+    """Latents [B, C, h, w] in float32, one picture for each seed.
+
+    Classifier-free guidance: uncond + scale * (cond - uncond), arXiv 2207.12598, both halves in one batch.
+
+    Args:
+        model: its modules are used as they are, in the mode and precision they are in.
+        request: resolved; its own seed and count are not looked at.
+        seeds: one for each picture.
+        on_step: called with steps done and steps in all.
+    """
+    parameter = next(model.unet.parameters())
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    conditioning = encode_prompts(model, request, len(seeds))
+    solver = make_solver(request.sampler, model.scheduler)
+    solver.set_timesteps(request.steps, device=parameter.device)
+    takes_generator = "generator" in inspect.signature(solver.step).parameters
+    options = {"generator": generators} if takes_generator else {}
+    # The sample itself stays float32: half precision would round away the small steps at the end.
+    sample = start_noise(request, model, generators).to(parameter.device) * solver.init_noise_sigma
+    for done, timestep in enumerate(solver.timesteps, start=1):
+        seen = solver.scale_model_input(sample, timestep).to(parameter.dtype)
+        if request.scale != 1:
+            seen = torch.cat([seen, seen])
+        times = timestep.expand(len(seen))
+        predicted = model.family.predict(model, seen, times, conditioning).float()
+        if request.scale != 1:
+            negative, positive = predicted.chunk(2)
+            predicted = negative + request.scale * (positive - negative)
+        sample = solver.step(predicted, timestep, sample, **options).prev_sample
+        if on_step:
+            on_step(done, len(solver.timesteps))
+    return sample
+
+
+@torch.no_grad()
+def decode(model: Model, latents: Tensor) -> Tensor:
+    """Pixels [B, 3, H, W] in [-1, 1], float32; one picture at a time, as the VAE takes most memory of all."""
+    return torch.cat([model.family.decode_latents(model, one).float() for one in latents.split(1)])
+
+
+@dataclass(frozen=True)
+class FoldedWeight:
+    """A weight of the model that a LoRA has touched, and what it was before."""
+
+    weight: nn.Parameter
+    original: Tensor
+
+    def set(self, layers: Sequence[tuple[LoraLayer, float]]) -> None:
+        """weight = original + sum(multiplier * delta), summed in float32; with no layers the original, bit for bit."""
+        if not layers:
+            self.weight.copy_(self.original)
+            return
+        total = self.original.float()
+        for layer, multiplier in layers:
+            total = total + (layer.delta() * multiplier).view_as(self.original)
+        self.weight.copy_(total)
+
+
+def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Freeze, move and cast a module, with `nn.Module.to`: the one of diffusers warns of an empty list of modules."""
+    return nn.Module.to(module, device, dtype).requires_grad_(False)
+
+
+class GenerationModel:
+    """A loaded model that makes pictures; LoRA files can be put in, dosed and taken out between them.
+
+    Args:
+        model: moved to `device` and put into evaluation mode.
+        device: where it runs.
+        dtype: precision of U-Net and text encoders. The VAE stays in float32: in half precision it can overflow.
+    """
+
+    def __init__(self, model: Model, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        self.model = model
+        self.device = torch.device(device)
+        for module in (model.unet, *model.text_encoders):
+            place(module, self.device, dtype).eval()
+        place(model.vae, self.device, torch.float32).eval()
+        self.modules = find_modules(model.text_encoders, model.unet)
+        self.loras: tuple[tuple[str, float], ...] = ()
+        self._touched: dict[str, FoldedWeight] = {}
+        self._files: dict[tuple[str, int, int], LoraFile] = {}
+
+    @torch.no_grad()
+    def set_loras(self, loras: Sequence[tuple[Path | str, float]]) -> None:
+        """Replace the LoRA files in use; files already read and weights already right are left as they are.
+
+        The weights are computed from the kept originals, so that no sequence of changes drifts.
+
+        Raises:
+            UserError: a file cannot be read or holds keys that the model has no place for.
+        """
+        files = [(self._read(Path(path)), float(multiplier)) for path, multiplier in loras]
+        self._files = {key: file for key, file in self._files.items() if any(file is used for used, _ in files)}
+        layers: dict[str, list[tuple[LoraLayer, float]]] = {}
+        for file, multiplier in files:
+            if multiplier:
+                for key, layer in file.layers.items():
+                    layers.setdefault(key, []).append((layer, multiplier))
+        for key in self._touched.keys() | layers.keys():
+            if key not in self._touched:
+                weight = self.modules[key].module.weight
+                self._touched[key] = FoldedWeight(weight, weight.detach().clone())
+            self._touched[key].set(layers.get(key, ()))
+        self.loras = tuple((Path(path).stem, float(multiplier)) for path, multiplier in loras)
+
+    def _read(self, path: Path) -> LoraFile:
+        try:
+            status = path.stat()
+        except OSError:
+            raise UserError("no such file; choose a LoRA that exists", field=str(path)) from None
+        key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+        if key not in self._files:
+            file = read_lora(path)
+            unknown = [name for name in file.layers if name not in self.modules]
+            if unknown:
+                listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
+                raise UserError(
+                    f"{len(unknown)} of its {len(file.layers)} modules do not exist in this model ({listed}); "
+                    "choose a LoRA made for it",
+                    field=str(path),
+                )
+            layers = {name: self._placed(layer, path, name) for name, layer in file.layers.items()}
+            self._files[key] = replace(file, layers=layers)
+        return self._files[key]
+
+    def _placed(self, layer: LoraLayer, path: Path, name: str) -> LoraLayer:
+        weight = self.modules[name].module.weight
+        shape = (layer.up.shape[0], layer.down[0].numel())
+        if shape != (weight.shape[0], weight[0].numel()):
+            raise UserError(
+                f"{name} is made for a weight of {shape}, the model's is {tuple(weight.shape)}; "
+                "choose a LoRA made for this model",
+                field=str(path),
+            )
+        return replace(layer, down=layer.down.to(self.device).float(), up=layer.up.to(self.device).float())
+
+    def pictures(
+        self, request: Request, batch_size: int = 1, on_step: OnStep | None = None
+    ) -> Iterator[tuple[Request, Image.Image]]:
+        """Each picture of the request as it gets ready, with the request that makes it alone (its seed, count 1).
+
+        Args:
+            request: what to draw.
+            batch_size: pictures denoised together.
+            on_step: called with steps done and steps in all, over all pictures.
+        """
+        request = resolve(request, self.model)
+        batches = -(-request.count // batch_size)
+        for batch in range(batches):
+            indices = range(batch * batch_size, min(request.count, (batch + 1) * batch_size))
+
+            def report(done: int, total: int, batch: int = batch) -> None:
+                if on_step:
+                    on_step(batch * total + done, batches * total)
+
+            seeds = [request.seed + index for index in indices]
+            latents = denoise(self.model, request, seeds, report)
+            for index, picture in zip(indices, to_pictures(decode(self.model, latents)), strict=True):
+                yield numbered(request, index), picture
+
+    def generate(self, request: Request, batch_size: int = 1, on_step: OnStep | None = None) -> list[Image.Image]:
+        """The pictures of a request, in the order of their seeds."""
+        return [picture for _, picture in self.pictures(request, batch_size, on_step)]
+
+
+def load_generation_model(
+    source: str, revision: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> GenerationModel:
+    """Load a model (see `families.load_model`) and make it ready to draw."""
+    return GenerationModel(load_model(source, revision, dtype=None), device, dtype)

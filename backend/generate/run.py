@@ -1,0 +1,133 @@
+"""`gen_img`: pictures from prompts on the command line or in a file, with LoRA files at their multipliers."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from backend import events
+from backend.config.generate import GenImg
+from backend.errors import UserError
+from backend.generate.attention import set_attention
+from backend.generate.images import describe, save_png
+from backend.generate.pipeline import GenerationModel, load_generation_model, resolve
+from backend.generate.prompts import Request, parse_line, read_prompts
+
+
+def run(config: GenImg) -> None:
+    """Draw every prompt and write the pictures to `outdir`.
+
+    Raises:
+        UserError: a prompt, a size, a model or a LoRA file that cannot work.
+    """
+    requests = read_requests(config)
+    loras = config.network.loras()
+    for request in requests:
+        with_multipliers(loras, request.multipliers)
+    device = choose_device(config.speed.device)
+    dtype = choose_dtype(config, device)
+    generator = load_generation_model(config.model.ckpt, config.model.revision, device, dtype)
+    message = set_attention(generator.model.unet, config.speed.xformers, config.speed.sdpa, device)
+    if message:
+        warn(message)
+    # Every size is checked before the first picture is drawn.
+    requests = [resolve(request, generator.model) for request in requests]
+    stamp = time.strftime("%Y%m%d%H%M%S")
+    for index, request in enumerate(requests):
+        generator.set_loras(with_multipliers(loras, request.multipliers))
+        draw(generator, request, config, f"im_{stamp}_{index:03d}")
+
+
+def read_requests(config: GenImg) -> list[Request]:
+    """The prompts with the settings of the command line, where they have none of their own."""
+    image = config.image
+    defaults = Request(
+        prompt="",
+        negative=config.prompting.negative_prompt,
+        width=image.W,
+        height=image.H,
+        steps=image.steps,
+        scale=image.scale,
+        sampler=image.sampler,
+        seed=image.seed,
+        count=image.images_per_prompt,
+    )
+    if config.prompting.from_file is not None:
+        return read_prompts(config.prompting.from_file, defaults)
+    return [parse_line(config.prompting.prompt, defaults)]
+
+
+def with_multipliers(
+    loras: Sequence[tuple[Path, float]], multipliers: Sequence[float] | None
+) -> list[tuple[Path, float]]:
+    """The LoRA files with a prompt's own multipliers (`--am`); missing ones repeat the last.
+
+    Raises:
+        UserError: there are more multipliers than files.
+    """
+    if multipliers is None:
+        return list(loras)
+    if len(multipliers) > len(loras):
+        raise UserError(f"--am has {len(multipliers)} values for {len(loras)} files in network_weights", field="prompt")
+    filled = [*multipliers, *[multipliers[-1]] * (len(loras) - len(multipliers))]
+    return [(path, multiplier) for (path, _), multiplier in zip(loras, filled, strict=True)]
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of this name; without a name the GPU if there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{name} is not here ({reason}); take cpu, or leave it out", field="device") from None
+    return device
+
+
+def choose_dtype(config: GenImg, device: torch.device) -> torch.dtype:
+    """Precision by the flags; on a CPU float32 stands in for float16, with a line that says so."""
+    if config.speed.fp16 and device.type == "cpu":
+        warn("fp16 needs a GPU; there is none here, so float32 is used")
+        return torch.float32
+    return torch.float16 if config.speed.fp16 else torch.bfloat16 if config.speed.bf16 else torch.float32
+
+
+def draw(generator: GenerationModel, request: Request, config: GenImg, stem: str) -> None:
+    """Draw one prompt's pictures, write and tell each."""
+    model = Path(config.model.ckpt).stem
+    with tqdm(desc=request.prompt[:40] or "empty prompt", unit="step", dynamic_ncols=True) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+            events.emit("progress", phase="generating", step=done, total=total)
+
+        for single, picture in generator.pictures(request, config.image.batch_size, report):
+            path = free_path(config.output.outdir, f"{stem}_{single.seed}")
+            save_png(picture, path, describe(replace(single, multipliers=None), model, generator.loras))
+            tqdm.write(f"Saved {path}")
+            events.emit("sample", path=str(path), prompt=single.prompt, step=0, index=single.seed - request.seed)
+
+
+def free_path(folder: Path, stem: str) -> Path:
+    """A name in the folder that no file has yet: pictures of earlier runs are never replaced."""
+    path, number = folder / f"{stem}.png", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}_{number}.png"
+    return path
+
+
+def warn(message: str) -> None:
+    """One line that something is not as asked for."""
+    tqdm.write(f"Warning: {message}")
+    events.emit("warning", message=message)

@@ -1,0 +1,199 @@
+"""The generate worker: a long-lived process that keeps a model loaded and answers requests.
+
+    python -m backend.generate.worker
+
+One JSON object a line, requests on stdin and answers on stdout:
+
+    {"id": 1, "op": "generate", "model": "...", "loras": [{"path": "...", "multiplier": 0.8}], "prompt": "...",
+     "negative": "", "width": null, "height": null, "steps": 20, "scale": 7.5, "sampler": "ddim", "seed": 1, "count": 1,
+     "precision": "fp16", "out_dir": "..."}
+        -> {"id": 1, "event": "progress", "step": 3, "total": 20} ...
+        -> {"id": 1, "event": "done", "images": ["..."], "seeds": [1], "seconds": 2.5}
+         | {"id": 1, "event": "error", "message": "...", "field": "..."}
+    {"id": 2, "op": "unload"}   gives the device's memory back
+    {"id": 3, "op": "quit"}     ends the process, as the end of stdin does
+
+`model`, `prompt` and `out_dir` are needed; everything else may be left out. Whatever libraries print goes to stderr.
+"""
+
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from backend.errors import UserError
+from backend.generate.images import describe, save_png
+from backend.generate.pipeline import GenerationModel, load_generation_model
+from backend.generate.prompts import Request
+from backend.generate.run import choose_device, free_path
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
+BATCH_SIZE = 4
+KINDS: Mapping[str, tuple[type, ...]] = {
+    "prompt": (str,),
+    "negative": (str,),
+    "width": (int, type(None)),
+    "height": (int, type(None)),
+    "steps": (int,),
+    "scale": (int, float),
+    "sampler": (str,),
+    "seed": (int, type(None)),
+    "count": (int,),
+}
+OTHERS = ("id", "op", "model", "revision", "loras", "precision", "out_dir", "batch_size")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model in memory and what it was loaded as: path, revision, precision, time of change."""
+
+    key: tuple[object, ...]
+    generator: GenerationModel
+
+
+class Worker:
+    """Answers requests one after the other.
+
+    Args:
+        answers: where the answers go, one JSON object a line.
+    """
+
+    def __init__(self, answers: TextIO) -> None:
+        self.answers = answers
+        self.device = choose_device(None)
+        self.loaded: Loaded | None = None
+
+    def serve(self, lines: Iterable[str]) -> None:
+        """Answer until `quit` or the end of the lines."""
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                request = json.loads(line)
+            except ValueError:
+                request = None
+            if not isinstance(request, dict):
+                self.tell(None, "error", message="a request is one JSON object a line", field=None)
+                continue
+            if request.get("op") == "quit":
+                self.tell(request.get("id"), "done")
+                return
+            self.answer(request)
+
+    def answer(self, request: Mapping[str, Any]) -> None:
+        """Answer one request; what the user can mend is an error event, and the worker goes on."""
+        identity = request.get("id")
+        try:
+            if request.get("op") == "generate":
+                self.tell(identity, "done", **self.generate(request))
+            elif request.get("op") == "unload":
+                self.unload()
+                self.tell(identity, "done")
+            else:
+                raise UserError(f"{request.get('op')!r} is unknown; there are generate, unload and quit", field="op")
+        except UserError as error:
+            self.tell(identity, "error", message=error.message, field=error.field)
+        except (torch.OutOfMemoryError, MemoryError):
+            self.unload()
+            message = "not enough memory for pictures of this size; make them smaller or fewer at a time"
+            self.tell(identity, "error", message=message, field=None)
+        except OSError as error:
+            self.tell(identity, "error", message=f"{error.filename or 'file'}: {error.strerror or error}", field=None)
+
+    def generate(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Draw the pictures of a request; returns their paths and seeds and the seconds it took."""
+        began = time.monotonic()
+        wish = read_request(request)
+        loras = [(Path(lora["path"]), float(lora["multiplier"])) for lora in request.get("loras", ())]
+        generator = self.load(request)
+        generator.set_loras(loras)
+        images, seeds = [], []
+
+        def report(done: int, total: int) -> None:
+            self.tell(request.get("id"), "progress", step=done, total=total)
+
+        for single, picture in generator.pictures(wish, request.get("batch_size", BATCH_SIZE), report):
+            path = free_path(Path(request["out_dir"]), f"{time.strftime('%Y%m%d%H%M%S')}_{single.seed}")
+            save_png(picture, path, describe(single, Path(request["model"]).stem, generator.loras))
+            images.append(str(path))
+            seeds.append(single.seed)
+        return {"images": images, "seeds": seeds, "seconds": round(time.monotonic() - began, 3)}
+
+    def load(self, request: Mapping[str, Any]) -> GenerationModel:
+        """The request's model: the one in memory if it is that, else loaded in its place."""
+        default = "fp16" if self.device.type == "cuda" else "float"
+        precision = request.get("precision") or default
+        if precision not in DTYPES:
+            raise UserError(f"{precision!r} is unknown; choose one of {', '.join(DTYPES)}", field="precision")
+        source, revision = request["model"], request.get("revision")
+        changed = Path(source).stat().st_mtime_ns if Path(source).exists() else None
+        key = (source, revision, precision, changed)
+        if self.loaded is None or self.loaded.key != key:
+            self.unload()
+            self.tell(request.get("id"), "phase", name="loading")
+            self.loaded = Loaded(key, load_generation_model(source, revision, self.device, DTYPES[precision]))
+        return self.loaded.generator
+
+    def unload(self) -> None:
+        """Forget the model and give its memory back."""
+        self.loaded = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def tell(self, identity: object, event: str, **fields: object) -> None:
+        """Write one answer."""
+        self.answers.write(json.dumps({"id": identity, "event": event, **fields}, ensure_ascii=False) + "\n")
+        self.answers.flush()
+
+
+def read_request(request: Mapping[str, Any]) -> Request:
+    """What to draw, out of a request's JSON.
+
+    Raises:
+        UserError: something is missing, unknown or of the wrong kind.
+    """
+    for name in ("model", "prompt", "out_dir"):
+        if not isinstance(request.get(name), str):
+            raise UserError("is needed, as text", field=name)
+    unknown = [name for name in request if name not in KINDS and name not in OTHERS]
+    if unknown:
+        raise UserError(f"is unknown; there are {', '.join((*KINDS, *OTHERS))}", field=unknown[0])
+    for name, kinds in KINDS.items():
+        value = request.get(name)
+        if name in request and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise UserError(f"{value!r} is of the wrong kind", field=name)
+    loras = request.get("loras", [])
+    if not isinstance(loras, list) or not all(is_lora(lora) for lora in loras):
+        raise UserError('is a list of {"path": "...", "multiplier": 1.0}', field="loras")
+    batch_size = request.get("batch_size", BATCH_SIZE)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError("is a number of pictures, at least 1", field="batch_size")
+    return Request(**{name: request[name] for name in KINDS if name in request})
+
+
+def is_lora(value: object) -> bool:
+    """Whether a JSON value names a LoRA file and its multiplier."""
+    if not isinstance(value, dict) or set(value) != {"path", "multiplier"}:
+        return False
+    multiplier = value["multiplier"]
+    return isinstance(value["path"], str) and isinstance(multiplier, int | float) and not isinstance(multiplier, bool)
+
+
+def main() -> None:
+    """Serve stdin. The protocol keeps the real stdout; what anyone else prints there goes to stderr."""
+    protocol = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    with protocol:
+        Worker(protocol).serve(sys.stdin)
+
+
+if __name__ == "__main__":
+    main()

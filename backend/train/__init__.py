@@ -1,0 +1,1 @@
+"""Training a network: the loop and the small functions that it is made of."""

@@ -1,0 +1,136 @@
+"""Training: `run` prepares, `train` goes through epochs and steps, `training_step` is one optimizer step, whole.
+
+Run it with `python -m backend train_network --config_file FILE [--flag ...]`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from backend import events
+from backend.config.train import TrainNetwork
+from backend.data.batches import Batch
+from backend.train.feed import grouped
+from backend.train.loss import sample_weights, squared_error, weighted_share
+from backend.train.noise import draw_noise, draw_timesteps
+from backend.train.optim import set_rates
+from backend.train.progress import Progress, say
+from backend.train.saving import save_network
+from backend.train.setup import Run, prepare
+from backend.train.stop import StopRequest
+
+
+def run(config: TrainNetwork) -> None:
+    """Train a network as the config says.
+
+    Raises:
+        UserError: something cannot work, or the loss stopped being finite.
+        KeyboardInterrupt: the run was stopped; what it had learnt is saved.
+    """
+    train(prepare(config))
+
+
+def training_step(run: Run, step: int, micro_batches: Sequence[tuple[Batch, Tensor]]) -> Tensor:
+    """One optimizer step over its micro-batches; returns its loss, detached and still on the device.
+
+    Every draw hangs on the seed, the step and the sample's index in the step, so nothing depends on how the step is
+    cut into micro-batches.
+
+    Args:
+        run: what is trained, and with what.
+        step: steps done before.
+        micro_batches: (batch, latents [B, C, h, w]).
+    """
+    model, device = run.model, run.accelerator.device
+    set_rates(run.optimizer, run.peaks, run.schedule(step))
+    samples = sum(len(batch.items) for batch, _ in micro_batches)
+    loss = torch.zeros((), device=device)
+    first = 0
+    for batch, latents in micro_batches:
+        indices = range(first, first + len(batch.items))
+        first += len(batch.items)
+
+        # The forward process: noise of a random strength is added.
+        noise = draw_noise(run.seed, step, indices, latents.shape[1:]).to(device)
+        timesteps = draw_timesteps(run.seed, step, indices, len(run.diffusion.alphas_cumprod)).to(device)
+        noisy = run.diffusion.noisy(latents, noise, timesteps)
+
+        # The model, frozen but for the network in it, says what was added.
+        with run.accelerator.autocast():
+            conditioning = run.encode_captions([item.caption for item in batch.items])
+            predicted = model.family.predict(model, noisy, timesteps, conditioning)
+
+        per_sample = squared_error(predicted, run.diffusion.target(latents, noise, timesteps))
+        weights = sample_weights([item.picture.is_reg for item in batch.items], run.config.data.prior_loss_weight)
+        share = weighted_share(per_sample, weights, samples)
+        run.accelerator.backward(share)
+        loss += share.detach()
+    if run.config.optim.max_grad_norm:
+        run.accelerator.clip_grad_norm_(run.parameters, run.config.optim.max_grad_norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    return loss
+
+
+def train(run: Run) -> Progress:
+    """All steps of the run, with samples and saving in between; returns its record of losses.
+
+    Raises:
+        UserError: the loss stopped being finite, or a file could not be written.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the step in hand was finished and the network saved.
+    """
+    events.emit("phase", name="training", step=0, total=run.total_steps)
+    progress = Progress(run.total_steps, run.epochs)
+    step = 0
+    try:
+        with StopRequest() as stop:
+            if run.sampling.at_first:
+                run.sampling.draw(run.model, run.accelerator, step, "000000")
+            for epoch in range(run.epochs):
+                pairs = run.feed(run.training_set.epoch_batches(run.seed, epoch))
+                for micro_batches in grouped(pairs, run.config.optim.gradient_accumulation_steps):
+                    loss = training_step(run, step, micro_batches)
+                    step += 1
+                    progress.step(step, epoch + 1, loss, current_rates(run))
+                    if run.sampling.after_step(step):
+                        with progress.paused():
+                            run.sampling.draw(run.model, run.accelerator, step, f"{step:06d}")
+                    if stop.asked:
+                        stop_early(run, progress, step, epoch)
+                    if step == run.total_steps:
+                        break
+                with progress.paused():
+                    after_epoch(run, progress, step, epoch + 1)
+    finally:
+        progress.close()
+    return progress
+
+
+def after_epoch(run: Run, progress: Progress, step: int, epoch: int) -> None:
+    """Save and sample after `epoch` epochs; the last one is saved under the final name only, as users know it."""
+    progress.settle()
+    every, final = run.config.save.save_every_n_epochs, step == run.total_steps
+    if final or (every and epoch % every == 0):
+        path = run.outputs.final if final else run.outputs.epoch(epoch)
+        save_network(run, path, step, epoch, final)
+    if run.sampling.after_epoch(epoch):
+        run.sampling.draw(run.model, run.accelerator, step, f"e{epoch:06d}")
+
+
+def stop_early(run: Run, progress: Progress, step: int, epoch: int) -> None:
+    """Keep what was learnt so far, and end.
+
+    Raises:
+        KeyboardInterrupt: always.
+    """
+    progress.settle()
+    path = run.outputs.step(step)
+    save_network(run, path, step, epoch + 1, final=False)
+    say(f"Stopped after step {step} of {run.total_steps}; the network so far is {path}")
+    raise KeyboardInterrupt
+
+
+def current_rates(run: Run) -> dict[str, float]:
+    """The learning rate of each parameter group by name."""
+    return {name: group["lr"] for name, group in zip(run.group_names, run.optimizer.param_groups, strict=True)}

@@ -1,0 +1,92 @@
+"""Sample pictures while training: the network as it is at that moment, the same code as `gen_img`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+
+from backend import events
+from backend.config.train import Samples
+from backend.draws import draw_key
+from backend.families.model import Model
+from backend.generate.images import describe, save_png, to_pictures
+from backend.generate.pipeline import decode, denoise, resolve
+from backend.generate.prompts import Request, read_prompts
+from backend.train.outputs import Outputs
+from backend.train.progress import say
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What to draw during training, and when.
+
+    Attributes:
+        requests: one for each prompt; all with a seed, the same at every moment, so that only the network changes.
+        options: when to draw.
+        outputs: where the pictures go.
+    """
+
+    requests: Sequence[Request]
+    options: Samples
+    outputs: Outputs
+
+    def after_step(self, step: int) -> bool:
+        """Whether to draw after so many steps; epochs win over steps."""
+        every = self.options.sample_every_n_steps
+        return bool(self.requests and every and not self.options.sample_every_n_epochs) and step % every == 0
+
+    def after_epoch(self, epoch: int) -> bool:
+        """Whether to draw after so many epochs."""
+        every = self.options.sample_every_n_epochs
+        return bool(self.requests and every) and epoch % every == 0
+
+    @property
+    def at_first(self) -> bool:
+        """Whether to draw before the first step."""
+        return bool(self.requests) and self.options.sample_at_first
+
+    def draw(self, model: Model, accelerator: Accelerator, step: int, moment: str) -> None:
+        """Draw all prompts with the live modules, write them and tell; modes and devices are as before afterwards.
+
+        Args:
+            model: with the network applied.
+            accelerator: for the precision of training.
+            step: steps done.
+            moment: how the file names call it, such as `e000002`.
+        """
+        modes = [(module, module.training) for module in (model.unet, *model.text_encoders)]
+        home = next(model.vae.parameters()).device
+        model.vae.to(accelerator.device)
+        for module, _ in modes:
+            module.eval()
+        try:
+            for index, request in enumerate(self.requests):
+                with torch.no_grad(), accelerator.autocast():
+                    latents = denoise(model, request, [request.seed])
+                (picture,) = to_pictures(decode(model, latents))
+                path = self.outputs.sample(moment, index, request.seed)
+                text = describe(request, model.source, [(self.outputs.name, 1.0)])
+                save_png(picture, path, text)
+                events.emit("sample", path=str(path), prompt=request.prompt, step=step, index=index)
+        finally:
+            model.vae.to(home)
+            for module, mode in modes:
+                module.train(mode)
+        say(f"Drew {len(self.requests)} sample pictures at step {step}")
+
+
+def make_sampling(options: Samples, model: Model, outputs: Outputs, seed: int) -> Sampling:
+    """Read the prompts file and settle every request: the model's own size, and a fixed seed where a line has none.
+
+    Raises:
+        UserError: the file cannot be read or a line of it is faulty.
+    """
+    if options.sample_prompts is None:
+        return Sampling((), options, outputs)
+    requests = read_prompts(options.sample_prompts, Request("", sampler=options.sample_sampler))
+    settled = []
+    for index, request in enumerate(requests):
+        own = draw_key(seed, "sample", index) % 2**32 if request.seed is None else request.seed
+        settled.append(resolve(replace(request, seed=own), model))
+    return Sampling(tuple(settled), options, outputs)

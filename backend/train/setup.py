@@ -1,0 +1,214 @@
+"""Everything a run needs before its first step, made once from the config."""
+
+import importlib
+import random
+import time
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from torch import nn
+from torch.optim import Optimizer
+
+from backend import events
+from backend.config.base import resolved_toml
+from backend.config.dataset import DatasetConfig
+from backend.config.train import TrainNetwork
+from backend.data.dataset import TrainingSet
+from backend.draws import draw_key
+from backend.errors import UserError
+from backend.families.base import Model, load_model
+from backend.generate.attention import set_attention
+from backend.generate.pipeline import place
+from backend.train.feed import Feed, make_feed
+from backend.train.noise import Diffusion, diffusion_of
+from backend.train.optim import Schedule, make_optimizer, make_schedule
+from backend.train.outputs import Outputs, write_text
+from backend.train.progress import say, warn
+from backend.train.samples import Sampling, make_sampling
+from backend.train.text import CaptionEncoder
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Run:
+    """One training run: the parts that the step is made of, and how long it goes on.
+
+    Attributes:
+        encode_captions: captions to conditioning.
+        feed: batches to (batch, latents).
+        peaks: the peak learning rate of each of the optimizer's parameter groups, named by `group_names`.
+        total_steps, epochs: length of the run.
+        started_at: unix time.
+    """
+
+    config: TrainNetwork
+    seed: int
+    accelerator: Accelerator
+    training_set: TrainingSet
+    model: Model
+    network: nn.Module
+    diffusion: Diffusion
+    encode_captions: CaptionEncoder
+    feed: Feed
+    optimizer: Optimizer
+    group_names: tuple[str, ...]
+    peaks: tuple[float, ...]
+    schedule: Schedule
+    sampling: Sampling
+    outputs: Outputs
+    total_steps: int
+    epochs: int
+    started_at: float
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def prepare(config: TrainNetwork) -> Run:
+    """Check, load and build, cheapest first, so that a mistake shows before a model has been loaded.
+
+    Raises:
+        UserError: anything in the config, the dataset, the model or the outputs that cannot work.
+    """
+    started_at = time.time()
+    outputs = Outputs(config.save.output_dir, config.save.output_name, config.save.save_model_as)
+    outputs.prepare(config.save.overwrite)
+    config, seed = with_seed(config)
+    training_set = TrainingSet.scan(DatasetConfig.load(config.data.dataset_config))
+    for warning in training_set.warnings:
+        warn(warning)
+    total_steps, epochs = length(config, training_set.batches_per_epoch())
+    schedule = make_schedule(config.optim.lr_scheduler, config.optim.lr_warmup_steps, total_steps)
+
+    accelerator, dtype = make_accelerator(config.speed.mixed_precision)
+    events.emit("phase", name="loading", step=0, total=1)
+    say(f"Loading {config.model.pretrained_model_name_or_path}")
+    model = load_model(config.model.pretrained_model_name_or_path, config.model.revision, dtype=None)
+    sampling = make_sampling(config.samples, model, outputs, seed)
+    place_model(model, config, accelerator.device, dtype)
+    feed = make_feed(config.data, training_set, model, accelerator.device)
+    if config.data.cache_latents and not sampling.requests:
+        model.vae = nn.Module()  # nothing needs it any more, so its memory is given back
+
+    network = make_network(config, model, seed, accelerator.device)
+    optim = config.optim
+    groups = network.parameter_groups(optim.text_encoder_lr, optim.unet_lr, optim.learning_rate)
+    parameters = [{"params": group.params, "lr": group.lr} for group in groups]
+    optimizer = accelerator.prepare(make_optimizer(optim.optimizer_type, parameters, optim.optimizer_args))
+    write_text(outputs.config, resolved_toml(config))
+    return Run(
+        config=config,
+        seed=seed,
+        accelerator=accelerator,
+        training_set=training_set,
+        model=model,
+        network=network,
+        diffusion=diffusion_of(model.scheduler),
+        encode_captions=CaptionEncoder(model, trained="text_encoder" in [group.name for group in groups]),
+        feed=feed,
+        optimizer=optimizer,
+        group_names=tuple(group.name for group in groups),
+        peaks=tuple(group.lr for group in groups),
+        schedule=schedule,
+        sampling=sampling,
+        outputs=outputs,
+        total_steps=total_steps,
+        epochs=epochs,
+        started_at=started_at,
+    )
+
+
+def with_seed(config: TrainNetwork) -> tuple[TrainNetwork, int]:
+    """The config with its seed, drawn and shown if it has none."""
+    if config.optim.seed is not None:
+        return config, config.optim.seed
+    seed = random.SystemRandom().randrange(2**32)
+    say(f"Seed: {seed}")
+    return config.model_copy(update={"optim": config.optim.model_copy(update={"seed": seed})}), seed
+
+
+def length(config: TrainNetwork, batches_per_epoch: int) -> tuple[int, int]:
+    """Steps and epochs of the run; `max_train_epochs` overrides `max_train_steps`.
+
+    Accumulation does not reach over the end of an epoch: its last step takes the micro-batches that are left.
+    """
+    steps_per_epoch = -(-batches_per_epoch // config.optim.gradient_accumulation_steps)
+    if config.optim.max_train_epochs is not None:
+        return steps_per_epoch * config.optim.max_train_epochs, config.optim.max_train_epochs
+    return config.optim.max_train_steps, -(-config.optim.max_train_steps // steps_per_epoch)
+
+
+def make_accelerator(mixed_precision: str) -> tuple[Accelerator, torch.dtype]:
+    """Accelerate's handle on device and precision, and the dtype of the frozen model.
+
+    Raises:
+        UserError: the device cannot compute in this precision, or several processes were launched.
+    """
+    try:
+        # The plugin, as the plain argument would give way to an environment variable that our step does not follow.
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision, gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1)
+        )
+    except ValueError as error:
+        raise UserError(f"{error}; choose another or no", field="mixed_precision") from None
+    if accelerator.num_processes > 1:
+        raise UserError(
+            f"training runs in one process, but {accelerator.num_processes} were launched; launch one, such as with "
+            "`accelerate launch --num_processes 1`"
+        )
+    if mixed_precision == "fp16" and not accelerator.native_amp:
+        warn("mixed_precision fp16 needs a GPU; there is none here, so float32 is used")
+        return accelerator, torch.float32
+    return accelerator, DTYPES[mixed_precision]
+
+
+def place_model(model: Model, config: TrainNetwork, device: torch.device, dtype: torch.dtype) -> None:
+    """Move the frozen model to the device in the precision of the run; set attention and checkpointing.
+
+    The VAE stays in float32: it is not trained, and in half precision it can overflow and give NaN latents.
+    """
+    trains_text = not config.network.network_train_unet_only
+    place(model.vae, torch.device("cpu"), torch.float32)
+    for module in (model.unet, *model.text_encoders):
+        place(module, device, dtype)
+    message = set_attention(model.unet, config.speed.xformers, config.speed.sdpa, device)
+    if message:
+        warn(message)
+    if config.speed.gradient_checkpointing:
+        # The libraries only checkpoint modules in training mode; none of these has a dropout that it would switch on.
+        model.unet.enable_gradient_checkpointing()
+        model.unet.train()
+        for encoder in model.text_encoders if trains_text else ():
+            encoder.activation_checkpointing_enable()
+            encoder.train()
+
+
+def make_network(config: TrainNetwork, model: Model, seed: int, device: torch.device) -> nn.Module:
+    """The network, initialised from the seed in float32 on the CPU, applied to the model and moved to its device."""
+    options = config.network
+    module: ModuleType = importlib.import_module(f"backend.{options.network_module}")
+    network = module.create_network(
+        1.0,
+        options.network_dim,
+        options.network_alpha,
+        model.vae,
+        model.text_encoders,
+        model.unet,
+        generator=torch.Generator().manual_seed(draw_key(seed, "network")),
+        **options.network_args,
+    )
+    network.apply_to(
+        model.text_encoders,
+        model.unet,
+        apply_text_encoder=not options.network_train_unet_only,
+        apply_unet=not options.network_train_text_encoder_only,
+    )
+    network.to(device, dtype=torch.float32)
+    network.requires_grad_(True).train()
+    return network
