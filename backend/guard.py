@@ -291,7 +291,8 @@ class Guard:
                     return
                 added = self._safety(FILE_POLICY if is_file else self._policy(()))
                 if is_file and not INLINE.match(kind):
-                    added.append(("content-disposition", "attachment"))
+                    named = _header(message, b"content-disposition").partition(";")[2]
+                    added.append(("content-disposition", f"attachment;{named}" if named else "attachment"))
                 message = _with_headers(message, added)
             elif held and message["type"] == "http.response.body":
                 held.append(message)
@@ -325,10 +326,7 @@ def _header(message: Message, name: bytes) -> str:
 
 
 def _with_headers(message: Message, added: list[tuple[str, str]]) -> Message:
-    """Replaces headers, except that an attachment keeps the file name that it was given."""
-    new = {name.encode(): value.encode() for name, value in added}
-    if _header(message, b"content-disposition").startswith("attachment"):
-        new.pop(b"content-disposition", None)
+    new = {name.encode(): value.encode("latin-1") for name, value in added}
     kept = [(key, value) for key, value in message["headers"] if key.lower() not in new]
     return {**message, "headers": [*kept, *new.items()]}
 
