@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from backend.errors import UserError
-from backend.lora.header import METADATA_KEY, pack_header, parse_header
+from backend.lora.header import METADATA_KEY, pack_header, parse_header, read_header
 from backend.lora.layer import LoraLayer
 from backend.lora.metadata import LEGACY_HASH, MODEL_HASH, hashes
 from backend.lora.spelling import ALPHA, DOWN, UP, module_key, split_name
@@ -29,6 +30,19 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 # Where Diffusers keeps the settings of PEFT's adapters, alpha among them.
 PEFT_SETTINGS = "lora_adapter_metadata"
 LISTED = 8
+# What loading raises on a file that is cut off, altered or something else altogether.
+BROKEN_PICKLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True)
@@ -77,8 +91,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         if suffix in PICKLES:
             return _pickled_tensors(path), {}
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        # The library gives the metadata in no fixed order, the header has it as it was written.
+        return safetensors.torch.load_file(path), read_header(path).metadata
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}", field=str(path)) from error
     except SafetensorError as error:
@@ -89,7 +103,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _pickled_tensors(path: Path) -> dict[str, Tensor]:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except BROKEN_PICKLE as error:
         message = "is no file of tensors, or is cut off, or holds more than tensors; use a .safetensors file"
         raise UserError(message, field=str(path)) from error
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded

@@ -39,7 +39,7 @@ class LoraLayer:
     def delta(self) -> Tensor:
         """The change of the weight: [out, in], or [out, in, kernel, kernel] where `down` has four dimensions.
 
-        Computed in float32, or in float64 if the factors are. A 1x1 convolution's may have to be reshaped to the weight.
+        Computed in float32, or in float64 if the factors are. A 1x1 convolution's may need a reshape to its weight.
         """
         dtype = torch.promote_types(torch.promote_types(self.down.dtype, self.up.dtype), torch.float32)
         product = self.up.to(dtype).flatten(1) @ self.down.to(dtype).flatten(1)

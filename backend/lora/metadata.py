@@ -5,8 +5,8 @@ Plain values in, text out; knows no torch. All fields are text because the file 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class TrainingFacts:
     sd_model_hash: str | None = None
     new_sd_model_hash: str | None = None
     vae_name: str | None = None
-    datasets: Iterable[Mapping[str, Any]] | None = None
+    datasets: Sequence[Mapping[str, Any]] | None = None
     tag_frequency: Mapping[str, Any] | None = None
     dataset_dirs: Mapping[str, Any] | None = None
 
@@ -109,7 +109,8 @@ def training_metadata(
         changes: values that override both, such as a seed that was drawn or a rank read from a file.
     """
     found = {name: options[name] for name in OPTIONS if name in options}
-    found |= {name: value for name, value in asdict(facts).items() if value is not None}
+    found |= {name: value for name, value in vars(facts).items() if value is not None}
+    found["network_args"] = {name: _argument(value) for name, value in facts.network_args.items()}
     found |= dict(changes or {})
     return {f"ss_{name}": _text(value) for name, value in found.items()}
 
@@ -120,7 +121,7 @@ def minimum_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in metadata.items() if name in kept}
 
 
-def modelspec(  # one parameter per field of the specification that a LoRA has
+def modelspec(
     architecture: str,
     title: str,
     resolution: tuple[int, int],
@@ -183,6 +184,11 @@ def file_hashes(path: str | Path) -> dict[str, str]:
     with open(path, "rb") as file:
         file.seek(header.size)
         return hashes(header.metadata, header.entries, iter(lambda: file.read(CHUNK), b""))
+
+
+def _argument(value: Any) -> str:
+    """A network's option as it would be written on a command line; other programs expect text here."""
+    return ",".join(str(item) for item in value) if isinstance(value, list | tuple) else str(value)
 
 
 def _text(value: Any) -> str:

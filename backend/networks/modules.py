@@ -69,12 +69,14 @@ def unet_shape(unet: nn.Module) -> UNetShape:
             raise UserError("networks for SDXL are not supported", field="unet")
         blocks = list(unet.down_blocks)
         depths = tuple(_depth(block) for block in blocks)
-        layers = {len(block.resnets) for block in blocks}
+        layers = [len(block.resnets) for block in blocks]
         middle = _depth(unet.mid_block)
     except AttributeError as error:
         message = f"is not built like the U-Net of Stable Diffusion: {error}"
         raise UserError(message, field="unet") from error
-    return UNetShape(depths, middle, layers.pop())
+    if len(set(layers)) != 1:
+        raise UserError(f"has levels of different lengths {layers}, so it is of an unknown family", field="unet")
+    return UNetShape(depths, middle, layers[0])
 
 
 def _depth(block: nn.Module) -> int:
