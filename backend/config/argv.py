@@ -85,7 +85,7 @@ def parse(command_class: type[Command], argv: list[str]) -> Parsed:
         word = words.pop(0)
         if word == "-h":
             parsed.help = True
-        elif word.startswith("-") and not _is_number(word):
+        elif word.startswith("-"):
             _take_flag(parsed, flags, word, words)
         elif positional:
             leaf = positional.pop(0)

@@ -89,6 +89,20 @@ def test_network_alpha_none_is_zero():
     assert train("--network_alpha", "none").network.network_alpha == 0
 
 
+def test_none_is_the_value_of_an_option_that_may_be_left_out_and_of_no_other():
+    assert train("--seed=1", "--seed=None").optim.seed is None
+    assert wrong("--network_dim=none") == ['network_dim: must be an integer, got "none"']
+    assert train("--training_comment=none").save.training_comment == "none"
+
+
+def test_a_list_flag_given_again_goes_on_with_the_list():
+    assert from_argv(Merge, ["--ratios", "1", "2", "--offset=1", "--ratios=3"]).numbers.ratios == (1, 2, 3)
+    assert train("--optimizer_args", "eps=1", "--optimizer_args=weight_decay=0").optim.optimizer_args == {
+        "eps": 1,
+        "weight_decay": 0,
+    }
+
+
 def test_negative_numbers_with_exponents_are_values():
     numbers = from_argv(Merge, ["--ratios", "1", "-1e-3", "-.5", "--offset", "-2E+1"]).numbers
     assert numbers.ratios == (1.0, -1e-3, -0.5)
