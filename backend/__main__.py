@@ -13,7 +13,6 @@ from backend import events
 from backend.commands import ALIASES, COMMANDS, find
 from backend.config.base import from_argv
 from backend.config.declare import heading
-from backend.config.docs import options_markdown
 from backend.errors import ConfigError, UserError
 from backend.workspace import PROJECT
 
@@ -80,6 +79,8 @@ def overview() -> str:
 
 def write_docs() -> None:
     """Write docs/options.md from the declared options."""
+    from backend.config.docs import options_markdown  # declares datasets too, which no other command line waits for
+
     target = PROJECT / "docs" / "options.md"
     target.parent.mkdir(exist_ok=True)
     temporary = target.with_suffix(".tmp")

@@ -94,6 +94,7 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         allow_inf_nan=False,
         protected_namespaces=(),
+        defer_build=True,  # a section is built once, within the command that is used
     )
 
     @model_validator(mode="before")
