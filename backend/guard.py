@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 from html import escape
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -40,6 +40,7 @@ FILE_POLICY = "default-src 'none'; sandbox; frame-ancestors 'self'"
 
 _SCRIPT = re.compile(rb"<script(?P<attributes>[^>]*)>(?P<text>.*?)</script>", re.DOTALL | re.IGNORECASE)
 _FORM_BYTES = 8192
+_PORTS = {"http": ":80", "https": ":443"}
 _HTML = [("content-type", "text/html; charset=utf-8")]
 _JSON = [("content-type", "application/json")]
 
@@ -157,11 +158,10 @@ class Guard:
         origin = headers.get("origin")
         if origin is None:
             return None
-        parts = urlsplit(origin)
-        if parts.scheme in ("http", "https") and parts.netloc:
-            default = {"http": ":80", "https": ":443"}[parts.scheme]
-            own = headers["host"].strip().lower().removesuffix(default)
-            if parts.netloc.lower().removesuffix(default) == own or self._listed(host_name(parts.netloc)):
+        scheme, _, authority = origin.lower().partition("://")
+        if scheme in _PORTS:
+            own = headers["host"].strip().lower().removesuffix(_PORTS[scheme])
+            if authority.removesuffix(_PORTS[scheme]) == own or self._listed(host_name(authority)):
                 return None
         return 403, "This page may not call LoRA Loom. Start with --allowed_hosts and its name if it should."
 

@@ -116,7 +116,9 @@ def test_a_failed_job_says_why(jobs, until):
     assert (jobs.get(said.id).state, jobs.get(said.id).exit_code) == ("failed", 1)
     assert jobs.reason(said.id) == "dataset_config: no such file: a.toml"
     record = "{'event': 'error', 'field': 'image_dir', 'message': 'holds no pictures'}"
-    told = jobs.start("c", f"import json, os; print(json.dumps({record}), file=open(os.environ['LORALOOM_EVENTS'], 'a')); 1/0")
+    told = jobs.start(
+        "c", f"import json, os; print(json.dumps({record}), file=open(os.environ['LORALOOM_EVENTS'], 'a')); 1/0"
+    )
     jobs.dispatch()
     until(lambda: not jobs.get(told.id).active)
     assert jobs.reason(told.id) == "image_dir: holds no pictures"
@@ -243,7 +245,9 @@ def test_delete_removes_an_ended_job_and_nothing_else(jobs, workspace, until):
     assert [name for name in os.listdir(workspace.jobs) if name != ".lock"] == [kept.id]
 
 
-@pytest.mark.parametrize("job_id", ["", ".", "..", "../datasets", "20260101-000000-00000000", "20260101-000000-0000000/", "a\0"])
+@pytest.mark.parametrize(
+    "job_id", ["", ".", "..", "../datasets", "20260101-000000-00000000", "20260101-000000-0000000/", "a\0"]
+)
 def test_only_ids_of_jobs_are_looked_up(jobs, job_id):
     for action in (jobs.get, jobs.stop, jobs.delete, jobs.tail, jobs.events, jobs.reason):
         with pytest.raises(UserError, match="there is no job"):

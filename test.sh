@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Sets up the environment with the test tools, checks style and layers, runs the tests: ./test.sh [pytest's arguments]
+set -euo pipefail
+root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
+cd -- "$root"
+. scripts/environment.sh
+make_environment webui requirements.txt
+make_environment test requirements.txt requirements-test.txt
+
+if [ -z "${LORALOOM_CHROMIUM:-}" ] && ! command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null; then
+    apt_install chromium || say "Chromium is missing and cannot be installed from here: the browser tests will be skipped."
+fi
+
+"$python" -m ruff check .
+"$venv/bin/lint-imports"
+exec "$python" -m pytest "$@"

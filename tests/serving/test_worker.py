@@ -1,0 +1,163 @@
+"""The generate worker's client, against a worker of a few lines."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from backend.errors import UserError
+from backend.worker import GenerateWorker, worker_argv
+from backend.workspace import Workspace
+
+WORKER = """
+import json, os, sys, time
+print("model library says hello")
+print("loading", os.getpid(), file=sys.stderr, flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    def say(event, **fields):
+        print(json.dumps({"id": request["id"], "event": event, **fields}), flush=True)
+    op = request["op"]
+    if op == "fail":
+        say("error", message="no such model", field="model")
+    elif op == "die":
+        print("out of memory", file=sys.stderr, flush=True)
+        os._exit(3)
+    elif op == "sleep":
+        say("progress", step=0, total=1)
+        time.sleep(request["seconds"])
+        say("done", pid=os.getpid())
+    elif op == "environment":
+        say("done", environment=dict(os.environ))
+    else:
+        print(json.dumps({"id": "another", "event": "done"}), flush=True)
+        for step in (1, 2):
+            say("progress", step=step, total=2)
+        say("done", pid=os.getpid(), prompt=request.get("prompt"))
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    made = []
+
+    def make(**options):
+        worker = GenerateWorker(Workspace(tmp_path / "w"), argv=lambda: [sys.executable, "-c", WORKER], **options)
+        made.append(worker)
+        return worker
+
+    yield make
+    for worker in made:
+        worker.stop()
+
+
+def alive(pid):
+    try:
+        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def test_it_is_started_when_asked_and_stays_hot(make):
+    worker = make()
+    assert not worker.running
+    steps = []
+    answer = worker.request({"op": "generate", "prompt": 'a "cat"\nü'}, lambda event: steps.append(event["step"]))
+    assert answer["prompt"] == 'a "cat"\nü' and steps == [1, 2]
+    assert worker.request({"op": "generate"})["pid"] == answer["pid"] and worker.running
+
+
+def test_its_complaint_is_an_error_of_the_user_and_not_its_end(make):
+    worker = make()
+    with pytest.raises(UserError, match="model: no such model"):
+        worker.request({"op": "fail"})
+    assert worker.request({"op": "generate"})["pid"]
+
+
+def test_a_dead_worker_is_reported_with_its_last_words_and_started_again(make):
+    worker = make()
+    first = worker.request({"op": "generate"})["pid"]
+    with pytest.raises(UserError, match=r"exit code 3.*out of memory"):
+        worker.request({"op": "die"})
+    second = worker.request({"op": "generate"})["pid"]
+    os.kill(second, signal.SIGKILL)
+    until(lambda: not worker.running)
+    third = worker.request({"op": "generate"})["pid"]
+    assert len({first, second, third}) == 3
+
+
+def test_release_waits_for_the_answer_and_ends_the_worker(make):
+    worker = make()
+    answers = []
+    begun = threading.Event()
+    call = {"op": "sleep", "seconds": 0.3}
+    thread = threading.Thread(target=lambda: answers.append(worker.request(call, lambda _: begun.set())))
+    thread.start()
+    begun.wait(10)
+    worker.release()
+    thread.join()
+    assert answers[0]["event"] == "done" and not alive(answers[0]["pid"])
+    worker.release()
+
+
+def test_release_does_not_wait_for_ever(make, monkeypatch):
+    monkeypatch.setattr("backend.worker.RELEASE_SECONDS", 0.2)
+    worker = make()
+    errors = []
+    begun = threading.Event()
+
+    def ask():
+        try:
+            worker.request({"op": "sleep", "seconds": 60}, lambda _: begun.set())
+        except UserError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    begun.wait(10)
+    worker.release()
+    thread.join(10)
+    assert errors == ["a job has taken the device; try again when it has ended"] and not worker.running
+    assert worker.request({"op": "generate"})["pid"]
+
+
+def test_requests_of_several_browsers_take_turns(make):
+    worker = make()
+    prompts = [str(i) for i in range(8)]
+    answers = []
+    threads = [
+        threading.Thread(target=lambda p=p: answers.append((p, worker.request({"op": "x", "prompt": p})["prompt"])))
+        for p in prompts
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [(prompt, prompt) for prompt in prompts]
+
+
+def test_an_idle_worker_is_ended(make):
+    worker = make(idle_seconds=0.2)
+    pid = worker.request({"op": "generate"})["pid"]
+    until(lambda: not alive(pid))
+    assert not worker.running and worker.request({"op": "generate"})["pid"] != pid
+
+
+def test_it_does_not_inherit_our_password_and_knows_the_workspace(make, monkeypatch, tmp_path):
+    monkeypatch.setenv("LORALOOM_PASSWORD", "open sesame")
+    environment = make().request({"op": "environment"})["environment"]
+    assert "LORALOOM_PASSWORD" not in environment and environment["LORALOOM_WORKSPACE"] == str(tmp_path / "w")
+
+
+def test_the_command_line_is_the_generate_workers():
+    assert worker_argv() == [sys.executable, "-m", "backend.generate.worker"]
