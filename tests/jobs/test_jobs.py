@@ -10,6 +10,7 @@ import pytest
 
 from backend.errors import ConfigError, UserError
 from backend.job import is_alive
+from backend.job_runner import boot, identity
 from backend.jobs import Jobs, backend_argv
 from tests.jobs.conftest import accept_all_but_misspelt, script_argv
 
@@ -184,9 +185,11 @@ def test_a_job_whose_runner_was_killed_is_interrupted_once_its_command_is_gone_t
 
 def test_a_later_process_with_the_same_number_is_not_the_job(jobs, until):
     job = jobs.start("c", WAIT)
-    (job.folder / "pid").write_text(f"{os.getpid()} 1 {open('/proc/sys/kernel/random/boot_id').read()}")
+    (job.folder / "pid").write_text(f"{os.getpid()} 1 {boot()}\n")
     assert jobs.get(job.id).state == "interrupted"
-    start = open("/proc/self/stat").read().rpartition(")")[2].split()[19]
+    (job.folder / "pid").write_text(f"{os.getpid()} {identity(os.getpid())}\n")
+    assert is_alive(job.folder)
+    start = identity(os.getpid()).split()[0]
     (job.folder / "pid").write_text(f"{os.getpid()} {start} another-boot\n")
     assert not is_alive(job.folder)
     (job.folder / "pid").write_text("")

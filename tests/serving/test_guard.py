@@ -99,8 +99,8 @@ def test_loopback_names_are_served(open_door, host):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:7860", "localhost.evil.example", "127.0.0.1.evil.example", "192.168.0.1", "0.0.0.0",
-             "", None, "localhost@evil.example", "[::2]"],
+    "host", ["evil.example", "evil.example:7860", "localhost.evil.example", "127.0.0.1.evil.example", "192.168.0.1",
+             "0.0.0.0", "", None, "localhost@evil.example", "[::2]"],
 )  # fmt: skip
 def test_other_names_are_not_so_a_rebound_name_reaches_nothing(open_door, host):
     assert open_door.ask(host=host).status == 400 and open_door.inner.calls == []
@@ -161,8 +161,8 @@ def test_websockets_are_checked_too(open_door, locked):
 
 
 @pytest.mark.parametrize(
-    "path", ["/config", "/gradio_api/startup-events", "/gradio_api/app_id", "/theme.css", "/assets/index.js", "/login/../config",
-             "/loginx", "//", "/gradio_api/file=/etc/passwd", "/favicon.ico"],
+    "path", ["/config", "/gradio_api/startup-events", "/gradio_api/app_id", "/theme.css", "/assets/index.js",
+             "/login/../config", "/loginx", "//", "/gradio_api/file=/etc/passwd", "/favicon.ico"],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS"])
 def test_without_a_login_nothing_is_answered(locked, path, method):

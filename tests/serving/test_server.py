@@ -137,8 +137,8 @@ def test_only_the_folders_of_results_are_served(open_server):
     outside.write_text("secret")
     (open_server.workspace / "jobs" / "link").symlink_to("/etc/passwd")
     with httpx.Client(base_url=open_server.url) as client:
-        for path in (outside, open_server.workspace / "jobs/../worker.log", open_server.workspace / "jobs/link", "/etc/passwd",
-                     PROJECT / "webui.py"):  # fmt: skip
+        beside = [open_server.workspace / "jobs/../worker.log", open_server.workspace / "jobs/link"]
+        for path in (outside, *beside, "/etc/passwd", PROJECT / "webui.py"):
             assert client.get(f"/gradio_api/file={path}").status_code == 403, path
         for name, kind in (("evil.html", "text/html"), ("evil.svg", "image/svg+xml")):
             answer = client.get(f"/gradio_api/file={open_server.workspace}/{JOB}/{name}")
