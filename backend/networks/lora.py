@@ -107,19 +107,23 @@ class LoRAModule(nn.Module):
 
 
 def _factors(module: nn.Module, rank: int) -> tuple[nn.Module, nn.Module]:
-    """The two layers whose product has the module's shape. Not initialised, so that no random state is used up."""
-    skip = nn.utils.skip_init
-    device = torch.get_default_device()
+    """The two layers whose product has the module's shape, not initialised."""
     if isinstance(module, nn.Conv2d):
         if module.groups != 1 or module.padding_mode != "zeros":
             raise UserError("a LoRA on a grouped convolution or one with circular padding is not supported")
         inner = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-        down = skip(nn.Conv2d, module.in_channels, rank, module.kernel_size, bias=False, device=device, **inner)
-        return down, skip(nn.Conv2d, rank, module.out_channels, 1, bias=False, device=device)
+        down = _empty(nn.Conv2d, module.in_channels, rank, module.kernel_size, **inner)
+        return down, _empty(nn.Conv2d, rank, module.out_channels, 1)
     if isinstance(module, nn.Linear):
-        down = skip(nn.Linear, module.in_features, rank, bias=False, device=device)
-        return down, skip(nn.Linear, rank, module.out_features, bias=False, device=device)
+        return _empty(nn.Linear, module.in_features, rank), _empty(nn.Linear, rank, module.out_features)
     raise UserError(f"a LoRA on a module of type {type(module).__name__} is not supported")
+
+
+def _empty(kind: type[nn.Module], *sizes: Any, **options: Any) -> nn.Module:
+    """A layer without bias and with undefined weights: its own initialisation would use up torch's random state."""
+    layer = kind(*sizes, bias=False, device="meta", **options)
+    layer.weight = nn.Parameter(torch.empty(layer.weight.shape))
+    return layer
 
 
 @dataclass(frozen=True)

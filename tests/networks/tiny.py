@@ -1,0 +1,59 @@
+"""Tiny models in SD1's shape, with random weights."""
+
+import copy
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+CROSS_DIM = 64
+
+
+@dataclass
+class TinyModel:
+    """A U-Net and a text encoder, and one input for them."""
+
+    unet: UNet2DConditionModel
+    text_encoder: nn.Module
+
+    def encode(self) -> Tensor:
+        """[2, 9, 64]"""
+        return self.text_encoder(torch.arange(18).reshape(2, 9)).last_hidden_state
+
+    def predict(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[2, 4, 8, 8], depending on both parts."""
+        latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7)).to(dtype)
+        return self.unet(latents, torch.tensor([10, 900]), self.encode()).sample
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of all weights of both."""
+        parts = {"unet": self.unet, "te": self.text_encoder}
+        return {
+            f"{part}.{name}": t.clone() for part, module in parts.items() for name, t in module.state_dict().items()
+        }
+
+
+def make_model() -> TinyModel:
+    """Each time a new copy of the same model."""
+    return copy.deepcopy(_built())
+
+
+@cache
+def _built() -> TinyModel:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 64, 96, 128), cross_attention_dim=CROSS_DIM, attention_head_dim=8
+    )
+    config = CLIPTextConfig(
+        vocab_size=20,
+        hidden_size=CROSS_DIM,
+        intermediate_size=4 * CROSS_DIM,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        bos_token_id=18,
+        eos_token_id=19,
+    )
+    return TinyModel(unet.eval(), CLIPTextModel(config).eval())
