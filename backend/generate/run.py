@@ -104,7 +104,7 @@ def choose_dtype(config: GenImg, device: torch.device) -> torch.dtype:
 def draw(generator: GenerationModel, request: Request, config: GenImg, stem: str) -> None:
     """Draw one prompt's pictures, write and tell each."""
     model = Path(config.model.ckpt).stem
-    with tqdm(desc=request.prompt[:40] or "empty prompt", unit="step", dynamic_ncols=True) as bar:
+    with tqdm(desc=request.prompt[:40] or "empty prompt", unit="step", dynamic_ncols=True, disable=None) as bar:
 
         def report(done: int, total: int) -> None:
             bar.total = total

@@ -1,0 +1,95 @@
+"""A tiny random model, a few drawn pictures, and runs made of them."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+from PIL import Image, ImageDraw
+
+from backend.config.base import resolve
+from backend.config.train import TrainNetwork
+from backend.families.base import Model, load_model, save_diffusers
+from backend.families.build import random_model
+from backend.train.setup import Run, prepare
+
+COLOURS = ("red", "green", "blue", "yellow", "white", "black")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    """A Stable Diffusion 1 model of the demo model's sizes with random weights."""
+    folder = tmp_path_factory.mktemp("model")
+    save_diffusers(random_model(0), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(model_folder) -> Model:
+    """That model in memory; never changed."""
+    return load_model(model_folder, dtype=None)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps device and precision for the whole process; a run is a process of its own otherwise."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def draw_pictures(folder: Path, count: int, size: tuple[int, int] = (64, 64)) -> None:
+    """Captioned pictures of a disc on a background."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        ground, colour = COLOURS[index % 6], COLOURS[(index + 1 + index // 6) % 6]
+        picture = Image.new("RGB", size, ground)
+        ImageDraw.Draw(picture).ellipse((8, 8, 40 + index, 40 + index), fill=colour)
+        picture.save(folder / f"{index:02d}.png")
+        (folder / f"{index:02d}.txt").write_text(f"a {colour} disc on {ground}", encoding="utf-8")
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Callable[..., Path]:
+    """dataset(count=4, reg=0, batch_size=4, size=...): a dataset toml and its pictures."""
+
+    def make(count: int = 4, reg: int = 0, batch_size: int = 4, extra: str = "") -> Path:
+        text = f"[general]\nresolution = 64\nbatch_size = {batch_size}\n{extra}\n[[datasets]]\n"
+        for name, number, is_reg in (("pictures", count, "false"), ("reg", reg, "true")):
+            if number:
+                draw_pictures(tmp_path / name, number)
+                text += f'[[datasets.subsets]]\nimage_dir = "{tmp_path / name}"\nis_reg = {is_reg}\n'
+        path = tmp_path / f"dataset_{count}_{reg}_{batch_size}_{len(extra)}.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return make
+
+
+@pytest.fixture
+def config_of(tmp_path, model_folder, dataset) -> Callable[..., TrainNetwork]:
+    """config_of(option=value, ...): a small, seeded training config, changed by the options."""
+
+    def make(**options: object) -> TrainNetwork:
+        defaults = {
+            "pretrained_model_name_or_path": str(model_folder),
+            "output_dir": str(tmp_path / "output"),
+            "output_name": "test",
+            "max_train_steps": 2,
+            "seed": 7,
+            "cache_latents": True,
+            "max_data_loader_n_workers": 0,
+        }
+        if "dataset_config" not in options:
+            defaults["dataset_config"] = str(dataset())
+        return resolve(TrainNetwork, defaults | options)
+
+    return make
+
+
+@pytest.fixture
+def run_of(config_of, model, monkeypatch) -> Callable[..., Run]:
+    """run_of(option=value, ...): a prepared run on a copy of the model; outputs of earlier ones are replaced."""
+    monkeypatch.setattr("backend.train.setup.load_model", lambda *source, dtype: copy.deepcopy(model))
+    return lambda **options: prepare(config_of(**{"overwrite": True} | options))
