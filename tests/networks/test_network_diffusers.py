@@ -14,6 +14,7 @@ from torch import Tensor
 
 from backend.networks.base import Network
 from backend.networks.lora import create_network_from_weights
+from backend.tables.names import unet_targets
 from tests.networks.tiny import TinyModel, make_model
 
 Trained = Callable[..., Network]
@@ -25,7 +26,7 @@ def pipeline_of(model: TinyModel) -> StableDiffusionPipeline:
         text_encoder=model.text_encoder,
         tokenizer=None,
         unet=model.unet,
-        scheduler=DDIMScheduler(),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -97,21 +98,15 @@ def test_training_is_the_same_as_with_pefts_layers(model: TinyModel, trained: Tr
     theirs.unet.add_adapter(config)
     network.apply_to(None, model.unet, apply_text_encoder=False)
     ours = [parameter for item in network.unet_loras for parameter in item.parameters()]
-    matching = []
+    matching, paths = [], [target.path for target in unet_targets("sd1") if not target.conv_only]
     with torch.no_grad():
-        for item, target in zip(network.unet_loras, unet_paths()):
+        for item, target in zip(network.unet_loras, paths):
             layer = theirs.unet.get_submodule(target)
             for half, own in ((layer.lora_A, item.lora_down), (layer.lora_B, item.lora_up)):
                 half["default"].weight.copy_(own.weight)
                 matching.append(half["default"].weight)
     target = torch.roll(model.predict().detach(), 1, dims=0)
     assert losses(model, ours, target) == pytest.approx(losses(theirs, matching, target), rel=1e-5)
-
-
-def unet_paths() -> list[str]:
-    from backend.tables.names import unet_targets
-
-    return [target.path for target in unet_targets("sd1") if not target.conv_only]
 
 
 def losses(model: TinyModel, parameters: list[torch.nn.Parameter], target: Tensor) -> list[float]:
