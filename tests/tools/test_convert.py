@@ -1,0 +1,102 @@
+"""The conversion command: both ways, bit for bit, and nothing destroyed by accident."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from backend.config.argv import from_argv
+from backend.config.tools import ConvertModel
+from backend.errors import UserError
+from backend.families.base import save_diffusers
+from backend.families.build import random_model
+from backend.tools.convert import convert, run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("convert") / "model"
+    save_diffusers(random_model(seed=4), path, torch.float16)
+    return path
+
+
+def test_there_and_back_is_the_same_to_the_bit(folder: Path, tmp_path: Path) -> None:
+    convert(str(folder), tmp_path / "one.safetensors")
+    convert(str(tmp_path / "one.safetensors"), tmp_path / "back")
+    convert(str(tmp_path / "back"), tmp_path / "two.safetensors")
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    names = ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"]
+    for name in names:
+        ours, theirs = (load_file(root / f"{name}.safetensors") for root in (folder, tmp_path / "back"))
+        assert sorted(ours) == sorted(theirs)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert json.loads((tmp_path / "back/unet/config.json").read_text())["sample_size"] == 8
+
+
+def test_the_command_line(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "backend", "convert_diffusers20_original_sd", str(folder)]
+    done = subprocess.run([*command, str(tmp_path / "m.ckpt")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"saved {tmp_path / 'm.ckpt'}" in done.stdout
+    tensors = torch.load(tmp_path / "m.ckpt", weights_only=True)["state_dict"]
+    assert tensors["model.diffusion_model.input_blocks.0.0.weight"].dtype == torch.float16
+    again = subprocess.run([*command, str(tmp_path / "m.ckpt")], capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert again.stderr.strip().splitlines()[-1] == f"dst: {tmp_path / 'm.ckpt'} exists; give --overwrite to replace it"
+
+
+def test_precision_and_overwriting(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_text("something else")
+    run(from_argv(ConvertModel, [str(folder), str(path), "--save_precision", "bf16", "--overwrite"]))
+    floats = {tensor.dtype for tensor in load_file(path).values() if tensor.is_floating_point()}
+    assert floats == {torch.bfloat16}
+
+
+def test_other_files_of_an_overwritten_folder_stay(folder: Path, tmp_path: Path) -> None:
+    convert(str(folder), tmp_path / "m.safetensors")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists; give --overwrite"):
+        convert(str(tmp_path / "m.safetensors"), tmp_path / "out")
+    convert(str(tmp_path / "m.safetensors"), tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "out" / "model_index.json").is_file()
+
+
+def test_destinations_of_the_wrong_form(folder: Path, tmp_path: Path) -> None:
+    convert(str(folder), tmp_path / "m.safetensors")
+    single = str(tmp_path / "m.safetensors")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "d.safetensors").mkdir()
+    cases = [
+        (single, tmp_path / "n.ckpt", "must name a folder"),
+        (single, tmp_path / "file", "is a file; name a folder"),
+        (str(folder), tmp_path / "n", "must end in .safetensors or .ckpt"),
+        (str(folder), tmp_path / "d.safetensors", "is a folder; name a file"),
+    ]
+    for source, destination, words in cases:
+        with pytest.raises(UserError, match=words) as caught:
+            convert(source, destination)
+        assert caught.value.field == "dst"
+
+
+def test_a_failed_conversion_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    config = folder / "vae" / "config.json"
+    before = config.read_text()
+    config.write_text(json.dumps(json.loads(before) | {"scaling_factor": 0.3}))
+    try:
+        with pytest.raises(UserError, match="scaling_factor = 0.3"):
+            convert(str(folder), tmp_path / "m.safetensors")
+    finally:
+        config.write_text(before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_source(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        convert(str(tmp_path / "none.safetensors"), tmp_path / "out")
