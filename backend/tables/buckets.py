@@ -88,8 +88,6 @@ def select_bucket_no_upscale(size: Size, resolution: Size, step: int) -> tuple[S
         ideal_width = math.sqrt(area * aspect)
         by_width = _floor_to(ideal_width, step)
         by_height = _floor_to(area / ideal_width, step)
-        if by_width == 0 or by_height == 0:
-            raise _too_small(size, step)
         if _aspect_error(by_width, _floor_to(by_width / aspect, step), aspect) < _aspect_error(
             _floor_to(by_height * aspect, step), by_height, aspect
         ):
@@ -98,7 +96,11 @@ def select_bucket_no_upscale(size: Size, resolution: Size, step: int) -> tuple[S
             resized = (int(by_height * aspect + 0.5), by_height)
     bucket = (resized[0] - resized[0] % step, resized[1] - resized[1] % step)
     if 0 in bucket:
-        raise _too_small(size, step)
+        message = (
+            f"a picture of {width}x{height} has a side below bucket_reso_steps ({step}) and may not be enlarged: "
+            "remove it, lower bucket_reso_steps or turn bucket_no_upscale off"
+        )
+        raise UserError(message, "bucket_no_upscale")
     return bucket, resized
 
 
@@ -109,11 +111,3 @@ def _floor_to(length: float, step: int) -> int:
 
 def _aspect_error(width: int, height: int, aspect: float) -> float:
     return abs(width / height - aspect) if height else math.inf
-
-
-def _too_small(size: Size, step: int) -> UserError:
-    return UserError(
-        f"a picture of {size[0]}x{size[1]} has a side below bucket_reso_steps ({step}) and may not be enlarged: "
-        "remove it, lower bucket_reso_steps or turn bucket_no_upscale off",
-        "bucket_no_upscale",
-    )

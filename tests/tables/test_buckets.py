@@ -35,7 +35,12 @@ def test_choices_without_upscaling_equal_the_reference(setting):
         assert chosen == (tuple(bucket), tuple(resized)), (width, height)
 
 
+def test_no_side_exceeds_the_largest():
+    assert make_buckets((512, 512), 256, 704, 64)[0] == (256, 704)
+
+
 def test_a_picture_of_a_buckets_size_is_left_alone():
+    assert select_bucket((64, 64), ((32, 32), (64, 64))) == ((64, 64), (64, 64))
     assert select_bucket((704, 320), make_buckets((512, 512), 256, 1024, 64)) == ((704, 320), (704, 320))
 
 
