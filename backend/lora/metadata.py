@@ -5,7 +5,7 @@ Plain values in, text out; knows no torch. All fields are text because the file 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,7 +60,7 @@ MINIMUM = ("v2", "base_model_version", "network_module", "network_dim", "network
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What a run knows beyond its options. A field that is None is left out.
+    """What a run knows beyond its options and its pictures. A field that is None is left out.
 
     Attributes:
         base_model_version: "sd_v1" and its like.
@@ -71,9 +71,6 @@ class TrainingFacts:
         num_batches_per_epoch: of all devices together.
         optimizer: its class with its arguments.
         sd_model_hash, new_sd_model_hash: of the checkpoint file, the WebUI's short old hash and its SHA-256.
-        datasets: a list of tables as the dataset reports them, with subsets, buckets and tag counts.
-        tag_frequency: counts of tags by folder.
-        dataset_dirs: number of pictures and repeats by folder.
     """
 
     base_model_version: str
@@ -85,17 +82,11 @@ class TrainingFacts:
     steps: int | None = None
     epoch: int | None = None
     num_epochs: int | None = None
-    num_train_images: int | None = None
-    num_reg_images: int | None = None
     num_batches_per_epoch: int | None = None
     optimizer: str | None = None
     sd_model_name: str | None = None
     sd_model_hash: str | None = None
     new_sd_model_hash: str | None = None
-    vae_name: str | None = None
-    datasets: Sequence[Mapping[str, Any]] | None = None
-    tag_frequency: Mapping[str, Any] | None = None
-    dataset_dirs: Mapping[str, Any] | None = None
 
 
 def training_metadata(
@@ -192,6 +183,4 @@ def _argument(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, Mapping | list | tuple):
-        return json.dumps(value, ensure_ascii=False)
-    return str(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else str(value)

@@ -1,7 +1,6 @@
 """Metadata and hashes of LoRA files."""
 
 import hashlib
-import json
 import struct
 import subprocess
 import sys
@@ -45,7 +44,6 @@ def test_training_metadata_is_text_and_complete() -> None:
         base_model_version="sd_v1",
         network_args={"conv_dim": 4, "block_dims": [2, 4]},
         steps=10,
-        tag_frequency={"10_cat": {"cat": 3}},
     )
     options = {"network_dim": 8, "network_alpha": 1.0, "text_encoder_lr": None, "seed": None, "output_dir": "/private"}
     metadata = training_metadata(options, facts, {"seed": 42})
@@ -58,9 +56,7 @@ def test_training_metadata_is_text_and_complete() -> None:
         "ss_v2": "False",
         "ss_network_args": '{"conv_dim": "4", "block_dims": "2,4"}',
         "ss_steps": "10",
-        "ss_tag_frequency": '{"10_cat": {"cat": 3}}',
     }
-    assert json.loads(metadata["ss_tag_frequency"])["10_cat"]["cat"] == 3
 
 
 def test_no_metadata_keeps_what_a_reader_needs() -> None:
