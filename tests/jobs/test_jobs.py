@@ -1,5 +1,6 @@
 """Jobs: queue, states from files, stopping, what survives a killed web process."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -157,6 +158,19 @@ def test_a_queued_job_that_is_stopped_never_runs(jobs):
     assert jobs.dispatch() is None
     assert log(jobs, job) == ""
     assert jobs.stop(job.id).state == "stopped"
+
+
+def test_a_stop_that_comes_while_another_process_starts_jobs_is_not_lost(jobs, workspace):
+    job = jobs.start("c", "print('ran')")
+    with (workspace.jobs / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        dispatching = threading.Thread(target=jobs.dispatch)
+        dispatching.start()
+        dispatching.join(0.5)
+        assert dispatching.is_alive() and jobs.get(job.id).state == "queued"
+        (job.folder / "stop").touch()
+    dispatching.join()
+    assert jobs.get(job.id).state == "stopped" and log(jobs, job) == ""
 
 
 def test_what_a_crashed_command_leaves_behind_is_ended(jobs, until):

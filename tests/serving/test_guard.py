@@ -24,6 +24,7 @@ class Inner:
 
     async def __call__(self, scope, receive, send):
         self.calls.append(scope["path"])
+        self.asked = dict(scope["headers"])
         if scope["type"] == "websocket":
             await send({"type": "websocket.accept"})
             return
@@ -257,6 +258,8 @@ def test_every_answer_has_a_content_policy_and_nosniff(account, ask):
 def test_the_page_may_run_its_own_scripts_and_no_others(open_door):
     open_door.inner.kind, open_door.inner.body = b"text/html; charset=utf-8", PAGE
     answer = open_door.ask(accept="text/html,*/*", accept_encoding="gzip, br")
+    # A page that came compressed could not be read, and its scripts would not run.
+    assert b"accept-encoding" not in open_door.inner.asked
     assert gzip.decompress(answer.body) == PAGE and answer.headers["content-length"] == str(len(answer.body))
     scripts = answer.headers["content-security-policy"].partition("script-src ")[2].partition(";")[0].split()
     # printf 'window.a = 1' | openssl dgst -sha256 -binary | base64
