@@ -75,12 +75,16 @@ def test_damage_of_every_kind_is_one_line_and_all_files_are_named(tmp_path):
     (tmp_path / "text.jpg").write_text("not a picture")
     # A header that claims 60,000 x 60,000 pixels: a decompression bomb.
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
-    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    chunks = [(b"IHDR", header), (b"IDAT", b"")]
+    parts = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    ]
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     with pytest.raises(UserError) as caught:
         measure_pictures(sorted(tmp_path.iterdir()))
     assert all(name in str(caught.value) for name in ("empty.png", "text.jpg", "bomb.png"))
     assert "\n" not in str(caught.value)
+    assert "bomb.png (Image size (3600000000 pixels) exceeds limit" in str(caught.value)
 
 
 def test_exif_orientation_turns_size_and_pixels(tmp_path):
