@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from backend.errors import UserError
+from backend.families import folder as folders
 from backend.families import hub
-from backend.families.folder import read_folder, write_folder
 from backend.families.hashes import model_hashes
 from backend.families.model import Checkpoint, Conditioning, Family, Model, Part
 from backend.families.original import few
@@ -59,7 +59,7 @@ def read_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoi
     """
     path = locate(source, revision)
     if path.is_dir():
-        checkpoint = read_folder(path, FAMILIES)
+        checkpoint = folders.read_folder(path, FAMILIES)
     else:
         tensors, metadata = read_tensors(path)
         kind = recognize({name: tuple(tensor.shape) for name, tensor in tensors.items()})
@@ -157,19 +157,29 @@ def _config(module: nn.Module) -> dict[str, Any]:
 
 def checkpoint_of(model: Model) -> Checkpoint:
     """The model as a checkpoint: the modules' own tensors, not copies."""
-    modules = dict(zip(model.family.part_names, model.modules(), strict=True))
-    classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
     parts = {}
-    for name, module in modules.items():
+    for (name, (library, kind)), module in zip(model.family.parts.items(), model.modules(), strict=True):
         tensors = {layout.clip_to_diffusers(key): value for key, value in module.state_dict().items()}
-        head = {"_class_name": classes[name]} if name in classes else {"architectures": ["CLIPTextModel"]}
+        head = {"_class_name": kind} if library == "diffusers" else {"architectures": [kind]}
         parts[name] = Part(_config(module) | head, tensors)
     return Checkpoint(model.family.name, parts, dict(model.scheduler), model.source)
 
 
+def write_folder(
+    checkpoint: Checkpoint, folder: str | Path, dtype: torch.dtype | None = None, tokenizer: bool = True
+) -> None:
+    """Write a checkpoint as a Diffusers folder that diffusers' pipelines read with `from_pretrained`.
+
+    Args:
+        dtype: cast floating-point tensors to this type; None keeps each as it is.
+        tokenizer: write the vocabulary (1.6 MB) as well. This program does not need it there, others do.
+    """
+    folders.write_folder(checkpoint, FAMILIES[checkpoint.family], Path(folder), dtype, tokenizer)
+
+
 def save_diffusers(model: Model, folder: str | Path, dtype: torch.dtype | None = None, tokenizer: bool = True) -> None:
     """Write a model as a Diffusers folder; see `write_folder`."""
-    write_folder(checkpoint_of(model), Path(folder), dtype, tokenizer)
+    write_folder(checkpoint_of(model), folder, dtype, tokenizer)
 
 
 def write_single_file(checkpoint: Checkpoint, path: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -45,7 +45,7 @@ def empty_checkpoint(small: bool = True) -> Checkpoint:
     """A Stable Diffusion 1 checkpoint of shapes alone: its tensors are on the meta device."""
     family, config = FAMILIES["sd1"], sd1_configs(small)
     with torch.device("meta"):
-        parts = {name: Part(config[name], family.build(name, config[name]).state_dict()) for name in family.part_names}
+        parts = {name: Part(config[name], family.build(name, config[name]).state_dict()) for name in family.parts}
     return Checkpoint(family.name, parts, config["scheduler"], "random")
 
 

@@ -105,11 +105,12 @@ def read_folder(folder: Path, families: Mapping[str, Family]) -> Checkpoint:
     """
     family = families[family_of_folder(folder)]
     parts = {}
-    for name in family.part_names:
-        config = sd1_config()[name] | read_json(folder / name / "config.json")
+    defaults = family.config()
+    for name in family.parts:
+        config = defaults[name] | read_json(folder / name / "config.json")
         parts[name] = Part(config, _normal_names(name, _weights(folder / name, name)))
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
-    scheduler = sd1_config()["scheduler"]
+    scheduler = defaults["scheduler"]
     if scheduler_file.is_file():
         scheduler |= read_json(scheduler_file)
     if scheduler["prediction_type"] != "epsilon":
@@ -135,11 +136,12 @@ def _write_tokenizer(folder: Path) -> None:
 
 
 def write_folder(
-    checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None = None, tokenizer: bool = True
+    checkpoint: Checkpoint, family: Family, folder: Path, dtype: torch.dtype | None = None, tokenizer: bool = True
 ) -> None:
-    """Write a Diffusers folder that `StableDiffusionPipeline.from_pretrained` reads.
+    """Write a Diffusers folder that the family's pipeline reads with `from_pretrained`.
 
     Args:
+        family: the checkpoint's.
         dtype: cast floating-point tensors to this type; None keeps each as it is.
         tokenizer: write the vocabulary (1.6 MB) as well. This program does not need it there, others do.
     """
@@ -153,15 +155,13 @@ def write_folder(
     if tokenizer:
         _write_tokenizer(folder / "tokenizer")
     index = {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": family.pipeline,
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
         "scheduler": ["diffusers", checkpoint.scheduler.get("_class_name", "PNDMScheduler")],
-        "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"] if tokenizer else [None, None],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
     }
+    index |= {name: list(place) for name, place in family.parts.items()}
     _write_json(folder / "model_index.json", index)

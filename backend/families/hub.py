@@ -140,7 +140,7 @@ def _fetch_repo(repo: str, families: Mapping[str, Family], revision: str | None)
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=configs))
         # Another family is refused here, before gigabytes are fetched.
         family = families[family_of_folder(folder)]
-        weights = weight_files(names, repo, family.part_names)
+        weights = weight_files(names, repo, tuple(family.parts))
         return Path(snapshot_download(repo, revision=revision, allow_patterns=[*configs, *weights]))
     except (EntryNotFoundError, *_UNREACHABLE) as error:
         raise _explain(error, repo, revision, "the model") from error

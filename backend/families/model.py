@@ -131,7 +131,10 @@ class Family:
         base_model_version: value of `ss_base_model_version`.
         architecture: value of `modelspec.architecture` of a checkpoint.
         resolution: usual edge of a picture in pixels.
-        part_names: folders of a Diffusers checkpoint that hold its networks; text encoders in order.
+        parts: the networks by the name of their folder in a Diffusers checkpoint, with the library and class that
+            `model_index.json` names: the U-Net, the VAE, then the text encoders in order.
+        pipeline: class of the Diffusers pipeline.
+        config: () -> the family's own configurations by part, and `scheduler`: what a source leaves unsaid.
         tokenize: (model, captions) -> ids [B, 77].
         encode: (model, ids) -> Conditioning; differentiable, so that text encoders can be trained.
         predict: (model, noisy [B, C, H, W], timesteps [B], conditioning) -> the U-Net's output, shaped like noisy.
@@ -149,7 +152,9 @@ class Family:
     base_model_version: str
     architecture: str
     resolution: int
-    part_names: tuple[str, ...]
+    parts: Mapping[str, tuple[str, str]]
+    pipeline: str
+    config: Callable[[], dict[str, dict[str, Any]]]
     tokenize: Callable[[Model, Sequence[str]], Tensor]
     encode: Callable[[Model, Tensor], Conditioning]
     predict: Callable[[Model, Tensor, Tensor, Conditioning], Tensor]

@@ -1,6 +1,7 @@
 """Stable Diffusion 1: how its parts are built and run."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -9,9 +10,16 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from backend.families.model import Conditioning, Family, Model
-from backend.families.original import read_sd1, write_sd1
+from backend.families.original import read_sd1, sd1_config, write_sd1
 from backend.families.tokenizer import MAX_TOKENS, clip_tokenizer
 
+PARTS = MappingProxyType(
+    {
+        "unet": ("diffusers", "UNet2DConditionModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
+        "text_encoder": ("transformers", "CLIPTextModel"),
+    }
+)
 _TEXT_CONFIG_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -90,7 +98,9 @@ SD1 = Family(
     base_model_version="sd_v1",
     architecture="stable-diffusion-v1",
     resolution=512,
-    part_names=("unet", "vae", "text_encoder"),
+    parts=PARTS,
+    pipeline="StableDiffusionPipeline",
+    config=sd1_config,
     tokenize=tokenize,
     encode=encode,
     predict=predict,

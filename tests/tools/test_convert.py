@@ -1,14 +1,13 @@
 """The conversion command: both ways, bit for bit, and nothing destroyed by accident."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from backend.__main__ import main
 from backend.config.argv import from_argv
 from backend.config.tools import ConvertModel
 from backend.errors import UserError
@@ -37,16 +36,14 @@ def test_there_and_back_is_the_same_to_the_bit(folder: Path, tmp_path: Path) -> 
     assert json.loads((tmp_path / "back/unet/config.json").read_text())["sample_size"] == 8
 
 
-def test_the_command_line(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "backend", "convert_diffusers20_original_sd", str(folder)]
-    done = subprocess.run([*command, str(tmp_path / "m.ckpt")], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f"saved {tmp_path / 'm.ckpt'}" in done.stdout
+def test_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["convert_diffusers20_original_sd", str(folder), str(tmp_path / "m.ckpt")]
+    assert main(command) == 0
+    assert f"saved {tmp_path / 'm.ckpt'}" in capsys.readouterr().out
     tensors = torch.load(tmp_path / "m.ckpt", weights_only=True)["state_dict"]
     assert tensors["model.diffusion_model.input_blocks.0.0.weight"].dtype == torch.float16
-    again = subprocess.run([*command, str(tmp_path / "m.ckpt")], capture_output=True, text=True, check=False)
-    assert again.returncode == 2
-    assert again.stderr.strip().splitlines()[-1] == f"dst: {tmp_path / 'm.ckpt'} exists; give --overwrite to replace it"
+    assert main(command) == 2
+    assert capsys.readouterr().err == f"dst: {tmp_path / 'm.ckpt'} exists; give --overwrite to replace it\n"
 
 
 def test_precision_and_overwriting(folder: Path, tmp_path: Path) -> None:
