@@ -53,8 +53,8 @@ def parse_parameters(text: str) -> dict[str, str]:
     values = {name: _unquoted(value) for name, value in PAIR.findall(settings)}
     if "Steps" not in values:
         lines, values = [*lines, settings], {}
-    prompt, _, negative = "\n".join(lines).partition("\nNegative prompt: ")
-    return {"Prompt": prompt, "Negative prompt": negative, **values}
+    prompt, _, negative = "\n".join(["", *lines]).partition("\nNegative prompt: ")
+    return {"Prompt": prompt.removeprefix("\n"), "Negative prompt": negative, **values}
 
 
 def _unquoted(value: str) -> str:

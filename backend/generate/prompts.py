@@ -53,6 +53,11 @@ class Request:
             raise UserError(f"there is no {self.sampler!r}; choose one of {', '.join(SAMPLERS)}", field="sampler")
 
 
+def _sampler(text: str) -> str:
+    """The documents also write `k_euler` for `euler`, and so on."""
+    return text.removeprefix("k_")
+
+
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
@@ -64,7 +69,7 @@ OPTIONS: dict[str, tuple[str, Callable[[str], object]]] = {
     "d": ("seed", int),
     "s": ("steps", int),
     "l": ("scale", float),
-    "ss": ("sampler", str),
+    "ss": ("sampler", _sampler),
     "am": ("multipliers", _numbers),
 }
 

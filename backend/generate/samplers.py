@@ -152,7 +152,6 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmsolver++": Sampler("DPMSolverMultistepScheduler", "DPM-Solver++ 2M, good with 15 to 25 steps", SPREAD),
     "dpmsingle": Sampler("DPMSolverSinglestepScheduler", "DPM-Solver++ 2S", {"lower_order_final": True}),
 }
-SAMPLERS.update({f"k_{name}": SAMPLERS[name] for name in ("lms", "euler", "euler_a", "dpm_2", "dpm_2_a")})
 
 
 def make_solver(name: str, trained_on: Mapping[str, object]) -> Solver:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,12 @@ def fresh_accelerate() -> Iterator[None]:
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
+
+
+def copy_of(model: Model) -> Model:
+    """A model with modules of its own."""
+    own = {name: copy.deepcopy(getattr(model, name)) for name in ("unet", "text_encoders", "vae")}
+    return replace(model, **own)
 
 
 def draw_pictures(folder: Path, count: int, size: tuple[int, int] = (64, 64)) -> None:
@@ -91,5 +98,5 @@ def config_of(tmp_path, model_folder, dataset) -> Callable[..., TrainNetwork]:
 @pytest.fixture
 def run_of(config_of, model, monkeypatch) -> Callable[..., Run]:
     """run_of(option=value, ...): a prepared run on a copy of the model; outputs of earlier ones are replaced."""
-    monkeypatch.setattr("backend.train.setup.load_model", lambda *source, dtype: copy.deepcopy(model))
+    monkeypatch.setattr("backend.train.setup.load_model", lambda *source, dtype: copy_of(model))
     return lambda **options: prepare(config_of(**{"overwrite": True} | options))

@@ -1,0 +1,146 @@
+"""`gen_img` and the worker, end to end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backend.config.base import resolve
+from backend.config.generate import GenImg
+from backend.errors import UserError
+from backend.generate.images import read_parameters
+from backend.generate.run import run
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(model_folder, tmp_path, **options: object) -> GenImg:
+    defaults = {"ckpt": str(model_folder), "outdir": str(tmp_path / "out"), "steps": 2, "seed": 5}
+    return resolve(GenImg, defaults | options)
+
+
+def test_every_prompt_of_a_file_is_drawn_with_its_own_multipliers(model_folder, tmp_path, lora_file) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a disc\na disc --am 0\na disc --am 0.5,1 --w 72 --d 9\n", encoding="utf-8")
+    loras = [str(lora_file(0)), str(lora_file(1, 8))]
+    run(config(model_folder, tmp_path, from_file=str(prompts), network_weights=loras, network_mul=[0.8]))
+    paths = sorted((tmp_path / "out").glob("*.png"))
+    told = [read_parameters(path) for path in paths]
+    expected = ["lora0_4 x 0.8; lora1_8 x 0.8", "lora0_4 x 0; lora1_8 x 0", "lora0_4 x 0.5; lora1_8 x 1"]
+    assert [one["LoRA"] for one in told] == expected
+    assert [(one["Seed"], one["Size"]) for one in told] == [("5", "64x64"), ("5", "64x64"), ("9", "72x64")]
+    with Image.open(paths[0]) as dosed, Image.open(paths[1]) as plain:
+        assert np.abs(np.asarray(dosed, int) - np.asarray(plain, int)).max() > 10
+
+
+def test_pictures_of_earlier_runs_stay(model_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda _format: "20260101000000")
+    for _ in range(2):
+        run(config(model_folder, tmp_path, prompt="a disc", images_per_prompt=2, batch_size=2))
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    stem = "im_20260101000000_000"
+    assert names == [f"{stem}_5.png", f"{stem}_5_2.png", f"{stem}_6.png", f"{stem}_6_2.png"]
+    first, second = ((tmp_path / "out" / name).read_bytes() for name in names[:2])
+    assert first == second
+
+
+def test_fp16_without_a_gpu_says_so_and_goes_on(model_folder, tmp_path, capsys) -> None:
+    run(config(model_folder, tmp_path, prompt="a disc --s 1", fp16=True, device="cpu"))
+    assert "Warning: fp16 needs a GPU; there is none here, so float32 is used" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": "a --w 70"}, "width: 70 is not a multiple of 8"),
+        ({"prompt": "a --am 1,2"}, "--am has 2 values for 0 files"),
+        ({"prompt": "a", "device": "cuda:7"}, "device: cuda:7 is not here"),
+        ({"prompt": "a", "network_weights": ["gone.safetensors"]}, "gone.safetensors: no such file"),
+    ],
+)
+def test_what_cannot_work_is_named_before_anything_is_drawn(model_folder, tmp_path, options, message) -> None:
+    with pytest.raises(UserError, match=message):
+        run(config(model_folder, tmp_path, **options))
+    assert not (tmp_path / "out").exists()
+
+
+def ask(requests: list[object]) -> tuple[list[dict], str]:
+    """The worker's answers to requests on its stdin, and its stderr."""
+    lines = "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in requests)
+    done = subprocess.run(
+        [sys.executable, "-m", "backend.generate.worker"],
+        cwd=ROOT,
+        input=lines,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+def test_the_worker_answers_draws_and_survives_mistakes(model_folder, tmp_path, lora_file) -> None:
+    lora = str(lora_file())
+    base = {"op": "generate", "model": str(model_folder), "prompt": "a disc", "out_dir": str(tmp_path), "steps": 2}
+    base |= {"seed": 4}
+    answers, _ = ask(
+        [
+            base | {"id": 1, "count": 2},
+            base | {"id": 2, "loras": [{"path": lora, "multiplier": 0.9}]},
+            base | {"id": 3, "loras": [{"path": lora, "multiplier": 0}]},
+            "not json",
+            base | {"id": 4, "colour": "red"},
+            base | {"id": 5, "steps": "many"},
+            base | {"id": 6, "loras": [{"path": "gone.safetensors", "multiplier": 1}]},
+            base | {"id": 7, "out_dir": str(model_folder / "model_index.json")},
+            {"id": 8, "op": "unload"},
+            base | {"id": 9},
+            {"id": 10, "op": "quit"},
+            base | {"id": 11},
+        ]
+    )
+    ends = {answer["id"]: answer for answer in answers if answer["event"] in ("done", "error")}
+    assert [answer["id"] for answer in answers if answer["event"] == "phase"] == [1, 9]  # loaded once, hot after that
+    assert [answer["step"] for answer in answers if answer["id"] == 1 and answer["event"] == "progress"] == [1, 2]
+    assert ends[1]["seeds"] == [4, 5] and len(ends[1]["images"]) == 2 and ends[1]["seconds"] > 0
+    pictures = {n: Path(ends[n]["images"][0]).read_bytes() for n in (1, 2, 3, 9)}
+    shown = {n: np.asarray(Image.open(ends[n]["images"][0]), int) for n in (1, 2, 3, 9)}
+    assert np.abs(shown[1] - shown[2]).max() > 10
+    assert np.abs(shown[1] - shown[3]).max() <= 1 and np.array_equal(shown[3], shown[9])
+    assert b"lora0_4" in pictures[2] and b"lora0_4" not in pictures[1]
+    assert ends[None]["event"] == "error"
+    fields = {n: ends[n]["field"] for n in (4, 5, 6) if ends[n]["event"] == "error"}
+    assert fields == {4: "colour", 5: "steps", 6: "gone.safetensors"}
+    assert ends[7]["event"] == "error" and "model_index.json" in json.dumps(ends[7])
+    assert ends[8] == {"id": 8, "event": "done"} and ends[10] == {"id": 10, "event": "done"}
+    assert 11 not in ends
+
+
+def test_what_libraries_print_does_not_reach_the_protocol(tmp_path) -> None:
+    program = (
+        "import os, sys, backend.generate.worker as worker\n"
+        "serve = worker.Worker.serve\n"
+        "def noisy(self, lines):\n"
+        "    print('noise from python')\n"
+        "    os.system('echo noise from a child')\n"
+        "    serve(self, lines)\n"
+        "worker.Worker.serve = noisy\n"
+        "worker.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        input='{"id": 1, "op": "unload"}\n',
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout == '{"id": 1, "event": "done"}\n'
+    assert "noise from python" in done.stderr and "noise from a child" in done.stderr
