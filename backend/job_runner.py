@@ -69,7 +69,7 @@ def run(folder: Path, argv: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, hand_on)
     try:
-        child.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL))
+        child.append(subprocess.Popen(argv))
     except OSError as error:
         print(f"cannot start {argv[0]}: {error.strerror}", file=sys.stderr)
         code = NO_COMMAND

@@ -271,6 +271,22 @@ def test_only_ids_of_jobs_are_looked_up(jobs, job_id):
             action(job_id)
 
 
+def test_a_job_has_one_name(jobs):
+    job = jobs.start("c", "pass")
+    for name in (f"{job.id}/", f"./{job.id}", f"../jobs/{job.id}", f" {job.id}", f"{job.id}\n"):
+        with pytest.raises(UserError, match="there is no job"):
+            jobs.get(name)
+
+
+def test_a_job_that_has_been_taken_is_not_run_again(jobs):
+    job = jobs.start("c", "pass")
+    (job.folder / "pid").write_text("1 taken\n")
+    command = [sys.executable, "-m", "backend.job_runner", str(job.folder), sys.executable, "-c", "print('ran')"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "" and (job.folder / "pid").read_text() == "1 taken\n"
+    assert not (job.folder / "exit").exists()
+
+
 def test_half_made_jobs_are_not_listed_and_old_ones_cleared(jobs, workspace):
     for name in (".new-20260101-000000-00000000", ".new-fresh", ".deleted-20260101-000000-00000001"):
         (workspace.jobs / name / "output").mkdir(parents=True)
