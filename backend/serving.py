@@ -152,7 +152,7 @@ def make_plan(flags: argparse.Namespace, environment: Mapping[str, str] = os.env
 def greeting(plan: Plan) -> str:
     """What the terminal shows once the server answers."""
     host = "localhost" if plan.address in (EVERYWHERE, "[::]") else plan.address
-    lines = [f"LoRA Loom runs on http://{host}:{plan.port}{plan.root_path}"]
+    lines = [f"LoRA Loom runs on http://{host}:{plan.port}"]
     if plan.account is not None and plan.generated:
         lines.append(
             f"It can be reached from elsewhere. Log in as {plan.account.username} with the password "
