@@ -44,6 +44,12 @@ def test_same_seed_and_epoch_give_the_same_batches_and_others_do_not(training_se
         assert [b.items for b in other] != [b.items for b in first]
 
 
+def test_pictures_meet_others_in_each_epoch(training_set):
+    found = training_set()
+    first, second = ({frozenset(i.index_in_epoch for i in b.items) for b in found.epoch_batches(1, e)} for e in (0, 1))
+    assert len(first & second) < 3
+
+
 def test_every_picture_appears_as_often_as_it_repeats(training_set):
     found = training_set()
     for epoch in range(3):
@@ -148,6 +154,14 @@ def test_datasets_keep_their_own_resolution_batch_size_and_options(training_set)
     assert sorted(len(b.items) for b in small) == [1, 2, 2, 2, 2, 2]
     assert {item.caption for b in small for item in b.items} == {"a, b, c, d"}
     assert {len(b.items) for b in batches if b.bucket == (64, 64)} == {4}
+
+
+def test_subsets_keep_their_own_options(draw, training_set):
+    draw("plain/a.png", (64, 64), "d, c, b, a")
+    batches = training_set(4, '[[datasets.subsets]]\nimage_dir = "plain"\ncaption_prefix = "zqx"\n').epoch_batches(0, 0)
+    items = [item for batch in batches for item in batch.items]
+    assert [(i.caption, i.flip) for i in items if i.picture.path.parent.name == "plain"] == [("zqx d, c, b, a", False)]
+    assert not any("zqx" in i.caption for i in items if i.picture.path.parent.name == "train")
 
 
 def test_regularisation_samples_are_marked(draw, scan):

@@ -71,6 +71,13 @@ def test_same_stem_different_extension_are_two_pictures(draw, scan):
     assert [(p.path.name, p.caption) for p in scan(ONE).pictures] == [("a.bmp", "both"), ("a.png", "both")]
 
 
+def test_the_subsets_caption_extension_comes_first(draw, scan):
+    draw("train/a.png", caption="from txt").with_suffix(".tags").write_text("from tags")
+    draw("train/b.png", caption="from txt")
+    found = scan(ONE.replace('"train"', '"train"\ncaption_extension = ".tags"'))
+    assert [p.caption for p in found.pictures] == ["from tags", "from txt"]
+
+
 def test_missing_and_empty_captions_are_counted_in_one_warning(draw, scan):
     draw("train/a.png", caption="a")
     draw("train/b.png")
@@ -102,6 +109,7 @@ def test_a_corrupt_picture_stops_the_scan_by_name(draw, scan):
         ([1, 1, 1], 3, [1, 1, 1]),
         ([1, 1, 1], 8, [3, 3, 2]),
         ([2, 2], 7, [4, 3]),
+        ([3, 1], 6, [4, 2]),
         ([1, 1, 1, 1], 2, [1, 1, 0, 0]),
         ([3, 3], 4, [3, 1]),
         ([5], 3, [3]),
