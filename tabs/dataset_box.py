@@ -1,0 +1,285 @@
+"""The dataset part of the Train tab: choose one, look at it, mend its captions, or upload pictures for a new one."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from backend.config.base import Leaf
+from backend.config.dataset import DATASET_KEYS, SUBSET_KEYS
+from backend.errors import UserError
+from backend.serving import Services
+from backend.workspace import DEMO_MODEL, Workspace, make_slug
+from tabs import datasets
+from tabs.form import to_widget
+from tabs.text import complaint, empty, notice
+
+SHOWN = 240
+# Sizes that models are made for: the demo's, and Stable Diffusion 1's.
+DEMO_RESOLUTION, RESOLUTION = "64", "512"
+LEAVES: Mapping[str, Leaf] = {**DATASET_KEYS, **SUBSET_KEYS}
+
+
+@dataclass(frozen=True)
+class DatasetBox:
+    """The widgets of the box.
+
+    Attributes:
+        choice: path of the chosen dataset's toml.
+        settings: the dataset's settings, in the order of `datasets.FIELDS`.
+        view: what `show` updates.
+        picked: file name of the picture whose caption is being edited.
+        resolution: of a dataset that an upload makes.
+    """
+
+    choice: gr.Dropdown
+    settings: list[Component]
+    view: list[Any]
+    picked: gr.State
+    editor: gr.Row
+    caption: gr.Textbox
+    gallery: gr.Gallery
+    resolution: gr.Textbox
+
+
+def draw_dataset_box(services: Services) -> DatasetBox:
+    """Draw the box and connect what happens within it."""
+    workspace = services.workspace
+    known = datasets.choices(workspace)
+    with gr.Accordion("Dataset", open=True, elem_classes=["section"], elem_id="section-dataset"):
+        choice = gr.Dropdown(
+            known,
+            value=known[0][1] if known else None,
+            label="dataset_config",
+            info="What to train on: a dataset of the workspace, or the path of a dataset toml.",
+            allow_custom_value=True,
+            elem_id="option-dataset_config",
+            elem_classes=["option"],
+        )
+        summary = gr.HTML(elem_id="dataset-summary", padding=False)
+        gallery = gr.Gallery(
+            show_label=False,
+            columns=8,
+            height=200,
+            object_fit="cover",
+            allow_preview=False,
+            buttons=[],
+            interactive=False,
+            visible=False,
+            elem_id="dataset-pictures",
+        )
+        with gr.Row(visible=False, elem_id="caption-editor") as editor:
+            caption = gr.Textbox(label="Caption", lines=2, max_lines=4, scale=5, elem_id="caption")
+            with gr.Column(scale=1, min_width=150):
+                save = gr.Button("Save caption", size="sm", elem_id="caption-save")
+                remove = gr.Button("Remove picture", size="sm", elem_id="picture-remove")
+        made: dict[str, Component] = {}
+        for switches in (False, True):
+            with gr.Row(elem_classes=["options"]):
+                for name in datasets.FIELDS:
+                    if (LEAVES[name].kind == "bool") is switches:
+                        made[name] = _setting(LEAVES[name])
+        settings = [made[name] for name in datasets.FIELDS]
+        picked = gr.State("")
+        resolution = gr.Textbox(
+            DEMO_RESOLUTION,
+            label="resolution",
+            info="The model's own: 512 for Stable Diffusion 1, 64 for the demo.",
+            render=False,
+            elem_id="upload-resolution",
+            min_width=140,
+        )
+        view = [summary, gallery, picked, editor, *settings]
+        box = DatasetBox(choice, settings, view, picked, editor, caption, gallery, resolution)
+        _draw_upload(workspace, box)
+    _connect(workspace, box, save, remove)
+    return box
+
+
+def show(workspace: Workspace, path: str | None) -> list[Any]:
+    """Updates of a box's `view` that show a dataset, or say why there is none to show."""
+    try:
+        dataset = datasets.open_dataset(workspace, path or "")
+    except UserError as error:
+        nothing = empty("No pictures chosen", "Choose a dataset above, or upload pictures below.")
+        still = [gr.update(interactive=False) for _ in datasets.FIELDS]
+        return [complaint(error) if path else nothing, gr.update(visible=False), "", gr.update(visible=False), *still]
+    pictures = dataset.pictures()
+    entries = [(str(small), picture.caption or "no caption") for picture, small in _shown(pictures)]
+    words = [dataset.summary(pictures)]
+    if len(pictures) > len(entries):
+        words.append(f"{len(entries)} are shown")
+    words.append("click a picture to change its caption" if dataset.own else "read-only")
+    return [
+        f'<div class="hint">{" · ".join(words)}</div>',
+        gr.update(value=entries, visible=bool(entries), selected_index=None),
+        "",
+        gr.update(visible=False),
+        *(gr.update(value=value, interactive=dataset.own) for value in dataset.settings().values()),
+    ]
+
+
+def read_settings(shown: Sequence[Any]) -> dict[str, Any]:
+    """The values of a box's `settings` by name."""
+    values = dict(zip(datasets.FIELDS, shown, strict=True))
+    return {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+
+
+def _shown(pictures: Sequence[datasets.Picture]) -> list[tuple[datasets.Picture, Path]]:
+    """The pictures of the gallery, each with what is shown of it."""
+    cache = Path(os.environ.get("GRADIO_TEMP_DIR") or gr.utils.get_upload_folder()) / "thumbnails"
+    small = ((picture, datasets.thumbnail(picture.path, cache)) for picture in pictures[:SHOWN])
+    return [(picture, path) for picture, path in small if path is not None]
+
+
+def _setting(leaf: Leaf) -> Component:
+    common: dict[str, Any] = {
+        "label": leaf.name,
+        "info": leaf.help,
+        "elem_id": f"dataset-{leaf.name}",
+        "elem_classes": ["option"],
+        "min_width": 210,
+    }
+    if leaf.kind == "bool":
+        return gr.Checkbox(to_widget(leaf, leaf.default), **common)
+    if leaf.kind == "int":
+        return gr.Number(leaf.default, **common)
+    return gr.Textbox("", max_lines=1, **common)
+
+
+def _draw_upload(workspace: Workspace, box: DatasetBox) -> None:
+    with gr.Accordion("Upload pictures", open=not datasets.choices(workspace), elem_id="upload"):
+        with gr.Row():
+            files = gr.File(
+                label="Pictures, captions (.txt, named like their picture), or a ZIP of them",
+                file_count="multiple",
+                height=150,
+                scale=3,
+                elem_id="upload-files",
+            )
+            with gr.Column(scale=2, min_width=220):
+                name = gr.Textbox(
+                    label="Dataset name", placeholder="my-pictures", max_lines=1, elem_id="upload-name", min_width=140
+                )
+                box.resolution.render()
+                add = gr.Button("Add to the workspace", variant="primary", size="md", elem_id="upload-add")
+        answer = gr.HTML(elem_id="upload-answer", padding=False)
+
+    def suggest(paths: list[str] | None, given: str) -> Any:
+        if given.strip() or not paths:
+            return gr.skip()
+        archives = [path for path in paths if path.lower().endswith(".zip")]
+        return make_slug(Path(archives[0]).stem, "my-pictures") if archives else "my-pictures"
+
+    def take(paths: list[str] | None, given: str, size: str) -> list[Any]:
+        unchanged = [gr.skip()] * (2 + len(box.view))
+        if not paths:
+            return [complaint(UserError("choose files first", "upload")), *unchanged]
+        try:
+            toml, report = datasets.add_pictures(workspace, given, [Path(path) for path in paths], {"resolution": size})
+        except UserError as error:
+            return [complaint(error), *unchanged]
+        finally:
+            for path in paths:
+                Path(path).unlink(missing_ok=True)
+        chosen = gr.update(choices=datasets.choices(workspace), value=str(toml))
+        return [notice(report.text()), None, chosen, *show(workspace, str(toml))]
+
+    files.upload(suggest, [files, name], name, api_name="upload_name", api_visibility="private")
+    add.click(
+        take,
+        [files, name, box.resolution],
+        [answer, files, box.choice, *box.view],
+        api_name="add_pictures",
+        api_description="Put uploaded pictures and captions into a dataset of the workspace.",
+    )
+
+
+def _connect(workspace: Workspace, box: DatasetBox, save: gr.Button, remove: gr.Button) -> None:
+    def pick(path: str, event: gr.SelectData) -> list[Any]:
+        try:
+            dataset = datasets.open_dataset(workspace, path)
+            picture, _ = _shown(dataset.pictures())[event.index]
+        except (UserError, IndexError, TypeError):
+            return ["", gr.update(visible=False), gr.skip()]
+        if not dataset.own:
+            return ["", gr.update(visible=False), gr.skip()]
+        return [
+            picture.path.name,
+            gr.update(visible=True),
+            gr.update(value=picture.caption, label=f"Caption of {picture.path.name}"),
+        ]
+
+    def change(path: str, name: str, text: str | None) -> list[Any]:
+        """Write a caption, or with None take the picture away."""
+        try:
+            dataset = datasets.open_dataset(workspace, path)
+            if text is None:
+                datasets.remove_picture(dataset, name)
+            else:
+                datasets.set_caption(dataset, name, text)
+        except UserError as error:
+            return [complaint(error), *[gr.skip()] * (len(box.view) - 1)]
+        return show(workspace, path)
+
+    def edit(path: str, *shown: Any) -> Any:
+        try:
+            dataset = datasets.open_dataset(workspace, path)
+            datasets.change_settings(dataset, read_settings(shown))
+            if not dataset.own:
+                return gr.skip()
+            dataset = datasets.open_dataset(workspace, path)
+        except UserError as error:
+            return complaint(error)
+        return f'<div class="hint">{dataset.summary(dataset.pictures())} · saved</div>'
+
+    box.choice.change(
+        lambda path: show(workspace, path),
+        box.choice,
+        box.view,
+        show_progress="hidden",
+        api_name="show_dataset",
+        api_visibility="private",
+    )
+    box.gallery.select(
+        pick,
+        box.choice,
+        [box.picked, box.editor, box.caption],
+        show_progress="hidden",
+        api_name="pick_picture",
+        api_visibility="private",
+    )
+    gr.on(
+        [save.click, box.caption.submit],
+        change,
+        [box.choice, box.picked, box.caption],
+        box.view,
+        api_name="save_caption",
+        api_visibility="private",
+    )
+    remove.click(
+        lambda path, name: change(path, name, None),
+        [box.choice, box.picked],
+        box.view,
+        api_name="remove_picture",
+        api_visibility="private",
+    )
+    leaving = [setting.input if isinstance(setting, gr.Checkbox) else setting.blur for setting in box.settings]
+    gr.on(
+        leaving,
+        edit,
+        [box.choice, *box.settings],
+        box.view[0],
+        show_progress="hidden",
+        api_name="change_dataset",
+        api_visibility="private",
+    )
+
+
+def resolution_for(model: str | None) -> str:
+    """The resolution that an upload suggests for a model."""
+    return DEMO_RESOLUTION if model == DEMO_MODEL else RESOLUTION

@@ -1,0 +1,235 @@
+"""A command's options as a form: widgets from the config class, values back, presets in, mistakes marked.
+
+Nothing here knows any option: a field that is added to a section appears by itself.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from backend.config.base import Command, Leaf, leaves, parse_text
+
+# Above this a browser's numbers are no longer exact.
+EXACT = 2**53
+UNSET = "unset"
+
+
+def to_widget(leaf: Leaf, value: Any) -> Any:
+    """What a leaf's widget shows for a value of the config."""
+    if leaf.kind == "bool":
+        return bool(value)
+    if value is None:
+        return "" if leaf.kind == "choice" or not is_number(leaf) else None
+    if leaf.kind == "list":
+        return "\n".join(str(item) for item in value)
+    if leaf.kind == "table":
+        return "\n".join(f"{key}={item if isinstance(item, str) else repr(item)}" for key, item in value.items())
+    return value if is_number(leaf) or leaf.kind == "choice" else str(value)
+
+
+def from_widget(leaf: Leaf, shown: Any) -> Any:
+    """The config's value for what a leaf's widget shows; None where nothing is given.
+
+    Raises:
+        ValueError: saying what is expected.
+    """
+    if leaf.kind == "bool":
+        return bool(shown)
+    if is_number(leaf):
+        whole = leaf.kind == "int" and isinstance(shown, float) and shown.is_integer()
+        return int(shown) if whole else shown
+    text = "" if shown is None else str(shown).strip()
+    if leaf.kind == "list":
+        return tuple(parse_text(leaf.element, line) for line in text.splitlines() if line.strip())
+    if leaf.kind == "table":
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    if not text:
+        return None if leaf.optional or leaf.required or leaf.kind != "str" else ""
+    return parse_text(leaf, text)
+
+
+def is_number(leaf: Leaf) -> bool:
+    """Whether a leaf is shown as a number; integers that a browser cannot hold exactly are shown as text."""
+    return leaf.kind == "float" or (leaf.kind == "int" and (leaf.le is None or leaf.le <= EXACT))
+
+
+@dataclass
+class Form:
+    """The widgets of a command's options, in the order of its sections.
+
+    Attributes:
+        command_class: whose options these are.
+        leaves: the options that have a widget.
+        widgets: by option name.
+        codecs: by option name, how a widget of the tab's own shows a value and how it is read back.
+        groups: the accordions, each with the names of the options in it, and whether it is open when nothing is sought.
+    """
+
+    command_class: type[Command]
+    leaves: dict[str, Leaf]
+    widgets: dict[str, Component] = field(default_factory=dict)
+    codecs: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = field(default_factory=dict)
+    groups: list[tuple[gr.Accordion, tuple[str, ...], bool]] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> list[Component]:
+        """The widgets in the order in which `read` takes their values."""
+        return list(self.widgets.values())
+
+    def read(self, shown: Sequence[Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """The config's values and, where a text says no value, the problems, both by option name."""
+        values, problems = {}, {}
+        for name, value in zip(self.widgets, shown, strict=True):
+            try:
+                values[name] = self._read_one(name, value)
+            except ValueError as error:
+                problems[name] = str(error)
+        return values, problems
+
+    def fill(self, values: Mapping[str, Any]) -> list[Any]:
+        """Updates that show values; an option that is not among them goes to its default, a required one stays."""
+        return [
+            gr.skip()
+            if leaf.required and name not in values
+            else gr.update(value=self._show_one(leaf, values.get(name, leaf.default)))
+            for name, leaf in ((name, self.leaves[name]) for name in self.widgets)
+        ]
+
+    def adopt(self, name: str, component: Component) -> None:
+        """Take a widget that the tab has drawn elsewhere for an option that `draw_form` has skipped."""
+        self.leaves[name] = leaves(self.command_class)[name]
+        self.widgets[name] = component
+
+    def _show_one(self, leaf: Leaf, value: Any) -> Any:
+        return self.codecs[leaf.name][0](value) if leaf.name in self.codecs else to_widget(leaf, value)
+
+    def _read_one(self, name: str, shown: Any) -> Any:
+        return self.codecs[name][1](shown) if name in self.codecs else from_widget(self.leaves[name], shown)
+
+    def mark(self, problems: Mapping[str, str]) -> list[Any]:
+        """Updates that show each problem at its field and take away what was marked before."""
+        return [
+            gr.update(info=problems[name], elem_classes=["option", "invalid"])
+            if name in problems
+            else gr.update(info=self.leaves[name].help, elem_classes=["option"])
+            for name in self.widgets
+        ]
+
+    def search(self, query: str) -> list[Any]:
+        """Updates of `searched` that leave the options with every word in name or help, and open their sections."""
+        words = query.lower().split()
+        hits = {name for name, leaf in self.leaves.items() if _matches(leaf, words)}
+        accordions = [
+            gr.update(open=bool(words) or opened, visible=True if hits & set(names) else "hidden")
+            for _, names, opened in self.groups
+        ]
+        return accordions + [gr.update(visible=True if name in hits else "hidden") for name in self.widgets]
+
+    @property
+    def searched(self) -> list[Any]:
+        """What `search` updates."""
+        return [accordion for accordion, _, _ in self.groups] + self.inputs
+
+
+def draw_form(
+    command_class: type[Command],
+    skip: Collection[str] = (),
+    special: Mapping[str, Callable[[Leaf], Component]] | None = None,
+    opened: Collection[str] = (),
+) -> Form:
+    """Make the widgets within the current Blocks: a section's basic options in sight, the advanced ones folded away.
+
+    Args:
+        command_class: whose options.
+        skip: options that the tab sets by itself.
+        special: options, by their widget hint or name, that the tab draws in a way of its own.
+        opened: sections, by attribute name, that are unfolded at first; all if none is named.
+    """
+    known = {name: leaf for name, leaf in leaves(command_class).items() if name not in skip}
+    form = Form(command_class, known)
+    for section, members in groupby(known.values(), key=lambda leaf: leaf.section):
+        group = list(members)
+        unfolded = not opened or section in opened
+        with gr.Accordion(group[0].title, open=unfolded, elem_classes=["section"], elem_id=f"section-{section}") as box:
+            form.groups.append((box, tuple(leaf.name for leaf in group), unfolded))
+            _draw_options(form, [leaf for leaf in group if not leaf.advanced], special or {})
+            advanced = [leaf for leaf in group if leaf.advanced]
+            if advanced:
+                with gr.Accordion("Advanced", open=False, elem_classes=["advanced"]) as more:
+                    form.groups.append((more, tuple(leaf.name for leaf in advanced), False))
+                    _draw_options(form, advanced, special or {})
+    # Rows put switches behind the other options; everyone else counts in the order of declaration.
+    form.widgets = {name: form.widgets[name] for name in known}
+    return form
+
+
+def draw_search(form: Form) -> None:
+    """A field that shows only the options that are looked for. To be called above or below `draw_form`'s place."""
+    query = gr.Textbox(
+        placeholder="Find an option: rank, learning rate, sample …",
+        show_label=False,
+        container=False,
+        elem_id="find-option",
+        max_lines=1,
+    )
+    query.change(
+        form.search, query, form.searched, show_progress="hidden", api_name="find_option", api_visibility="private"
+    )
+
+
+def widget(leaf: Leaf) -> Component:
+    """The widget of one option, with its default and help."""
+    common: dict[str, Any] = {
+        "label": leaf.name,
+        "info": leaf.help,
+        "elem_id": f"option-{leaf.name}",
+        "elem_classes": ["option"],
+        "min_width": 210,
+        "interactive": True,
+    }
+    value = to_widget(leaf, leaf.default)
+    if leaf.kind == "bool":
+        return gr.Checkbox(value, **common)
+    if leaf.kind == "choice":
+        none = [(UNSET, "")] if leaf.optional else []
+        return gr.Dropdown([*none, *((choice, choice) for choice in leaf.choices)], value=value, **common)
+    if is_number(leaf):
+        return gr.Number(value, step=_step(leaf), placeholder=UNSET if leaf.optional else "", **common)
+    several = leaf.kind in ("list", "table") or leaf.widget == "text"
+    placeholder = "key=value, one a line" if leaf.kind == "table" else UNSET if leaf.optional else ""
+    lines = {"lines": 1, "max_lines": 8 if several else 1}
+    return gr.Textbox(value, placeholder=placeholder, **lines, **common)
+
+
+def _step(leaf: Leaf) -> float:
+    """What an arrow of a number field adds: 1, or the size of a small default."""
+    if leaf.kind == "int" or not leaf.default:
+        return 1
+    return min(1.0, 10.0 ** math.floor(math.log10(abs(leaf.default))))
+
+
+def _draw_options(form: Form, group: list[Leaf], special: Mapping[str, Callable[[Leaf], Component]]) -> None:
+    def make(leaf: Leaf) -> None:
+        maker = special.get(leaf.name) or special.get(leaf.widget) or widget
+        form.widgets[leaf.name] = maker(leaf)
+
+    wide = [leaf for leaf in group if leaf.name in special or leaf.widget in special or leaf.widget == "text"]
+    for leaf in wide:
+        make(leaf)
+    switches = [leaf for leaf in group if leaf.kind == "bool" and leaf not in wide]
+    others = [leaf for leaf in group if leaf.kind != "bool" and leaf not in wide]
+    for row in (others, switches):
+        if row:
+            with gr.Row(elem_classes=["options"]):
+                for leaf in row:
+                    make(leaf)
+
+
+def _matches(leaf: Leaf, words: Sequence[str]) -> bool:
+    text = f"{leaf.name} {leaf.name.replace('_', ' ')} {leaf.title} {leaf.help} {' '.join(leaf.aliases)}".lower()
+    return all(word in text for word in words)

@@ -1,0 +1,241 @@
+"""The row of presets above a form: load, save, rename, delete, import and export as toml."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from backend.config import presets
+from backend.config.base import leaves, to_toml
+from backend.errors import ConfigError, UserError
+from backend.serving import Services
+from backend.workspace import make_slug
+from tabs.form import Form
+from tabs.text import complaint, notice
+
+IMPORT_BYTES = 1024 * 1024
+# The text comes from the server, the file is made by the browser: no path is involved.
+DOWNLOAD = """(name, text) => {
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([text], {type: 'application/toml'}));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}"""
+
+
+@dataclass(frozen=True)
+class PresetRow:
+    """The widgets of the row."""
+
+    choice: gr.Dropdown
+    name: gr.Textbox
+    load: gr.Button
+    save: gr.Button
+    rename: gr.Button
+    delete: gr.Button
+    bring: gr.UploadButton
+    export: gr.Button
+    confirm: gr.Row
+    really: gr.Button
+    keep: gr.Button
+    answer: gr.HTML
+    export_name: gr.Textbox
+    export_text: gr.Textbox
+
+
+def draw_preset_row(services: Services, form_class: Any, first: str = "demo") -> PresetRow:
+    """Draw the row; `connect_presets` brings it to life when the form is there.
+
+    Args:
+        services: what the tabs work with.
+        form_class: the command that the presets configure.
+        first: the preset that is chosen at first, if there is one of this name.
+    """
+    known = choices(services, form_class)
+    names = [value for _, value in known]
+    with gr.Column(elem_classes=["card"], elem_id="section-preset"):
+        with gr.Row():
+            choice = gr.Dropdown(
+                known,
+                value=first if first in names else None,
+                label="Preset",
+                info="Fills the form below; what a preset does not name goes to its default.",
+                elem_id="preset",
+                scale=3,
+            )
+            name = gr.Textbox(
+                label="Name",
+                info="For saving the form as a preset of your own, or renaming one.",
+                placeholder="my-preset",
+                max_lines=1,
+                elem_id="preset-name",
+                scale=2,
+            )
+        with gr.Row(elem_id="preset-buttons"):
+            load, save, rename, delete = (
+                gr.Button(word, size="sm", min_width=80, elem_id=f"preset-{word.lower()}")
+                for word in ("Load", "Save", "Rename", "Delete")
+            )
+            bring = gr.UploadButton(
+                "Import toml", size="sm", min_width=110, file_types=[".toml"], elem_id="preset-import"
+            )
+            export = gr.Button("Export toml", size="sm", min_width=110, elem_id="preset-export")
+        with gr.Row(visible=False, elem_id="preset-confirm") as confirm:
+            really = gr.Button("Delete it for good", variant="stop", size="sm", elem_id="preset-really")
+            keep = gr.Button("Keep it", size="sm", elem_id="preset-keep")
+        answer = gr.HTML(elem_id="preset-answer", padding=False)
+        export_name, export_text = gr.Textbox(visible=False), gr.Textbox(visible=False)
+    return PresetRow(
+        choice, name, load, save, rename, delete, bring, export, confirm, really, keep, answer, export_name, export_text
+    )
+
+
+def choices(services: Services, form_class: Any) -> list[tuple[str, str]]:
+    """A command's presets as (label, name)."""
+    known = presets.listed(form_class, services.workspace.root)
+    return [(f"{preset.name} (shipped)" if preset.shipped else preset.name, preset.name) for preset in known]
+
+
+def connect_presets(services: Services, row: PresetRow, form: Form) -> None:
+    """Connect the row with its form."""
+    _connect_toml(row, form)
+    root, kind = services.workspace.root, form.command_class
+    unfilled = [gr.skip()] * len(form.widgets)
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+    def chosen(name: str | None) -> Any:
+        return gr.update(choices=choices(services, kind), value=name)
+
+    def load(name: str | None) -> list[Any]:
+        try:
+            if not name:
+                raise UserError("choose a preset first", "preset")
+            return ["", *form.fill(presets.read(kind, name, root))]
+        except UserError as error:
+            return [complaint(error), *unfilled]
+
+    def save(name: str, *shown: Any) -> list[Any]:
+        try:
+            preset = presets.save(kind, name, read_changed(form, shown), root)
+        except UserError as error:
+            return [complaint(error), gr.skip()]
+        return [notice(f"Saved as {preset.name}."), chosen(preset.name)]
+
+    def rename(old: str | None, name: str) -> list[Any]:
+        try:
+            if not old:
+                raise UserError("choose a preset first", "preset")
+            preset = presets.rename(kind, old, name, root)
+        except UserError as error:
+            return [complaint(error), gr.skip()]
+        return [notice(f"{old} is now called {preset.name}."), chosen(preset.name)]
+
+    def delete(name: str | None) -> list[Any]:
+        try:
+            presets.delete(kind, name or "", root)
+        except UserError as error:
+            return [complaint(error), gr.skip(), gr.update(visible=False)]
+        return [notice(f"{name} is deleted."), chosen(None), gr.update(visible=False)]
+
+    filled = [row.answer, *form.inputs]
+    gr.on(
+        [row.choice.input, row.load.click],
+        load,
+        row.choice,
+        filled,
+        api_name=f"{kind.command}_preset_load",
+        **private,
+    )
+    row.save.click(
+        save, [row.name, *form.inputs], [row.answer, row.choice], api_name=f"{kind.command}_preset_save", **private
+    )
+    row.rename.click(
+        rename, [row.choice, row.name], [row.answer, row.choice], api_name=f"{kind.command}_preset_rename", **private
+    )
+    row.delete.click(
+        lambda name: gr.update(visible=bool(name)),
+        row.choice,
+        row.confirm,
+        api_name=f"{kind.command}_preset_ask",
+        **private,
+    )
+    row.keep.click(
+        lambda: gr.update(visible=False), None, row.confirm, api_name=f"{kind.command}_preset_keep", **private
+    )
+    row.really.click(
+        delete,
+        row.choice,
+        [row.answer, row.choice, row.confirm],
+        api_name=f"{kind.command}_preset_delete",
+        **private,
+    )
+
+
+def _connect_toml(row: PresetRow, form: Form) -> None:
+    kind = form.command_class
+    unfilled = [gr.skip()] * len(form.widgets)
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+    def bring(path: str) -> list[Any]:
+        file = Path(path)
+        try:
+            if file.stat().st_size > IMPORT_BYTES:
+                raise UserError("is too large for a config", "toml")
+            text = file.read_bytes().decode("utf-8-sig", errors="replace")
+            values = presets.imported(kind, text, file.name)
+        except UserError as error:
+            return [complaint(error), *unfilled]
+        finally:
+            file.unlink(missing_ok=True)
+        ignored = [name for name in values if name not in form.widgets]
+        more = f" Set by the page itself: {', '.join(ignored)}." if ignored else ""
+        return [notice(f"{len(values)} options taken from {file.name}.{more}"), *form.fill(values)]
+
+    def export(name: str | None, *shown: Any) -> list[Any]:
+        try:
+            text = to_toml(presets.checked(kind, read_changed(form, shown), ""), kind)
+        except UserError as error:
+            return [complaint(error), "", ""]
+        return ["", f"{make_slug(name or kind.command)}.toml", text]
+
+    row.bring.upload(bring, row.bring, [row.answer, *form.inputs], api_name=f"{kind.command}_preset_import", **private)
+    exported = [row.export_name, row.export_text]
+    row.export.click(
+        export,
+        [row.choice, *form.inputs],
+        [row.answer, *exported],
+        api_name=f"{kind.command}_preset_export",
+        **private,
+    ).then(
+        None,
+        exported,
+        None,
+        js=f"(name, text) => {{ if (text) ({DOWNLOAD})(name, text); }}",
+        api_name=f"{kind.command}_preset_download",
+        **private,
+    )
+
+
+def read_changed(form: Form, shown: Sequence[Any]) -> Mapping[str, Any]:
+    """What a form says beyond the defaults.
+
+    Raises:
+        ConfigError: a text says no value.
+    """
+    values, problems = form.read(shown)
+    if problems:
+        raise ConfigError(list(problems.items()))
+    known = leaves(form.command_class)
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and (known[name].required or not _is_default(value, known[name].default))
+    }
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    # A table is read as lines; an empty one is its default all the same.
+    return value == default or (not value and not default and type(default) in (dict, tuple))

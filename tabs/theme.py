@@ -1,0 +1,167 @@
+"""How the page looks: one accent, the system's own fonts, nothing from another host."""
+
+import gradio as gr
+from gradio.themes.utils.colors import Color
+from gradio.themes.utils.fonts import Font
+
+ACCENT = "#4f46e5"
+SOFT_ACCENT = "#c7c4f5"
+
+_INDIGO = Color(
+    name="loom",
+    c50="#f1f1fd",
+    c100="#e3e3fb",
+    c200="#c7c4f5",
+    c300="#a6a1ee",
+    c400="#8079e6",
+    c500="#635bdf",
+    c600=ACCENT,
+    c700="#4038c0",
+    c800="#332d97",
+    c900="#2a2672",
+    c950="#191746",
+)
+
+THEME = gr.themes.Base(
+    primary_hue=_INDIGO,
+    secondary_hue=_INDIGO,
+    neutral_hue=gr.themes.colors.slate,
+    spacing_size=gr.themes.sizes.spacing_sm,
+    radius_size=gr.themes.sizes.radius_md,
+    text_size=gr.themes.sizes.text_md,
+    font=[Font("system-ui"), Font("sans-serif")],
+    font_mono=[Font("ui-monospace"), Font("monospace")],
+).set(
+    body_background_fill="*neutral_50",
+    body_background_fill_dark="*neutral_950",
+    block_background_fill="white",
+    block_background_fill_dark="*neutral_900",
+    block_border_color="*neutral_200",
+    block_border_color_dark="*neutral_800",
+    block_label_background_fill="transparent",
+    block_label_background_fill_dark="transparent",
+    block_label_border_width="0px",
+    block_label_text_color="*neutral_600",
+    block_label_text_color_dark="*neutral_300",
+    block_title_text_color="*neutral_800",
+    block_title_text_color_dark="*neutral_100",
+    block_title_text_weight="500",
+    block_info_text_color="*neutral_500",
+    block_info_text_color_dark="*neutral_400",
+    block_info_text_size="*text_xs",
+    block_shadow="none",
+    block_shadow_dark="none",
+    input_border_width="1px",
+    input_border_width_dark="1px",
+    input_background_fill="white",
+    input_background_fill_dark="*neutral_950",
+    input_border_color="*neutral_300",
+    input_border_color_dark="*neutral_700",
+    input_border_color_focus="*primary_500",
+    input_border_color_focus_dark="*primary_400",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    button_primary_background_fill_dark="*primary_600",
+    button_primary_background_fill_hover_dark="*primary_500",
+    button_primary_text_color="white",
+    button_secondary_background_fill="white",
+    button_secondary_background_fill_hover="*neutral_100",
+    button_secondary_background_fill_dark="*neutral_800",
+    button_secondary_background_fill_hover_dark="*neutral_700",
+    button_secondary_border_color="*neutral_300",
+    button_secondary_border_color_dark="*neutral_700",
+    button_border_width="1px",
+    button_large_text_weight="600",
+    button_small_text_weight="500",
+    slider_color="*primary_600",
+    slider_color_dark="*primary_400",
+    checkbox_background_color_selected="*primary_600",
+    checkbox_background_color_selected_dark="*primary_500",
+    checkbox_border_color_selected="*primary_600",
+    link_text_color="*primary_600",
+    link_text_color_dark="*primary_300",
+)
+
+CSS = """
+.gradio-container { max-width: 1560px !important; margin: 0 auto !important; }
+#brand { padding: 2px 0 0; }
+#brand .brand { display: flex; align-items: center; gap: 10px; }
+#brand svg { width: 30px; height: 30px; flex: none; }
+#brand b { font-size: 1.15rem; letter-spacing: -.01em; }
+#brand span { color: var(--body-text-color-subdued); font-size: .9rem; }
+.section > .label-wrap span { font-weight: 600; font-size: .95rem; }
+.card { border: 1px solid var(--block-border-color); border-radius: var(--block-radius); padding: 10px;
+  background: var(--block-background-fill); gap: 8px; }
+.card .form, .section .form { border: 0; background: none; gap: 10px; }
+.card .form > .block, .section .form > .block, .section > .block.option { border: 0 !important; padding: 2px;
+  overflow: visible !important; background: none; }
+.options > .form { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(190px, 100%), 1fr)); }
+.options .block > .container, .options .block > label.container { display: flex; flex-direction: column; height: 100%; }
+.options .container > .wrap, .options .container > .input-container, .options .container > input { margin-top: auto; }
+.option .info-text { line-height: 1.35; margin-bottom: 4px; }
+.block:has(> .html-container > .prose:empty) { display: none; }
+.hint { color: var(--body-text-color-subdued); font-size: .88rem; line-height: 1.45; }
+.hint p { margin: 0; }
+.invalid input, .invalid textarea, .invalid .wrap-inner { border-color: #dc2626 !important; }
+.invalid, .invalid .wrap { border-color: #dc2626 !important; }
+.problems { border: 1px solid #dc2626; border-left-width: 4px; border-radius: 8px; padding: 10px 14px;
+  background: color-mix(in srgb, #dc2626 7%, var(--block-background-fill)); line-height: 1.45; }
+.problems ul { margin: 0; padding: 0; list-style: none; }
+.problems li { overflow-wrap: anywhere; }
+.problems li + li { margin-top: 4px; }
+.problems code { font-weight: 600; background: none; padding: 0; }
+.notice { border-left: 4px solid var(--primary-500); border-radius: 6px; padding: 8px 12px; font-size: .92rem;
+  background: var(--block-background-fill); border-top: 1px solid var(--block-border-color);
+  border-right: 1px solid var(--block-border-color); border-bottom: 1px solid var(--block-border-color);
+  overflow-wrap: anywhere; }
+.status { border: 1px solid var(--block-border-color); border-radius: 8px; padding: 14px 16px;
+  background: var(--block-background-fill); overflow-wrap: anywhere; }
+.status .top { display: flex; justify-content: space-between; gap: 12px; align-items: baseline; }
+.status .name { font-weight: 600; font-size: 1.02rem; }
+.status .state { font-size: .85rem; color: var(--body-text-color-subdued); white-space: nowrap; }
+.status .state.running { color: var(--primary-600); } .dark .status .state.running { color: var(--primary-300); }
+.status .state.failed, .status .state.interrupted { color: #dc2626; }
+.status .state.finished { color: #15803d; } .dark .status .state.finished { color: #4ade80; }
+.status .why { margin-top: 8px; color: #dc2626; } .dark .status .why { color: #f87171; }
+.status .warn { margin-top: 6px; color: #b45309; font-size: .9rem; } .dark .status .warn { color: #fbbf24; }
+.bar { height: 8px; border-radius: 4px; margin: 10px 0 10px; overflow: hidden;
+  background: color-mix(in srgb, var(--body-text-color) 12%, transparent); }
+.bar i { display: block; height: 100%; border-radius: 4px; background: var(--primary-500); transition: width .4s; }
+.bar.idle i { width: 30% !important; animation: shuttle 1.6s ease-in-out infinite alternate; }
+@keyframes shuttle { from { margin-left: 0 } to { margin-left: 70% } }
+@media (prefers-reduced-motion: reduce) { .bar.idle i { animation: none } }
+.figures { display: flex; flex-wrap: wrap; gap: 6px 22px; }
+.figures div { display: flex; flex-direction: column; }
+.figures span { font-size: .76rem; color: var(--body-text-color-subdued); }
+.figures b { font-weight: 600; font-variant-numeric: tabular-nums; }
+.empty { text-align: center; padding: 26px 20px; color: var(--body-text-color-subdued); line-height: 1.5;
+  border: 1px dashed var(--block-border-color); border-radius: 8px; }
+.empty b { color: var(--body-text-color); }
+#jobs .wrap { flex-direction: column; gap: 4px; max-height: 170px; overflow-y: auto; flex-wrap: nowrap; }
+#jobs label { width: 100%; padding: 6px 10px; font-variant-numeric: tabular-nums; flex: none; }
+#jobs label span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+#log textarea { font-family: var(--font-mono); font-size: .78rem; line-height: 1.45; }
+#picture img { width: 100%; height: 100%; object-fit: contain; }
+.crisp img { image-rendering: pixelated; }
+#dataset-pictures .grid-container { grid-template-columns: repeat(auto-fill, minmax(86px, 1fr)); }
+#dataset-pictures .caption-label, #samples .caption-label { font-size: .75rem; max-width: 100%; white-space: nowrap;
+  overflow: hidden; text-overflow: ellipsis; }
+.lora-row { align-items: end; }
+footer { opacity: .7; }
+@media (min-width: 1000px) {
+  #run-column { position: sticky; top: 10px; align-self: flex-start; max-height: calc(100vh - 20px); overflow-y: auto; }
+}
+@media (max-width: 999px) {
+  #train-columns { flex-direction: column-reverse; }
+  #train-columns > *, #generate-columns > * { min-width: 100% !important; }
+}
+"""
+
+BRAND = """
+<div class="brand">
+<svg viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="32" rx="8" fill="#4f46e5"/>
+<g fill="none" stroke-linecap="round" stroke-width="2.6"><path stroke="#c7c4f5" d="M10 6v20M16 6v20M22 6v20"/>
+<path stroke="#fff" d="M6 11h2.6M11.6 11h9M23.6 11h2.4M6 21h2.6M11.6 21h9M23.6 21h2.4M6 16h8.6M17.6 16h8.4"/></g></svg>
+<b>LoRA Loom</b><span>train a LoRA, then play it on a slider</span>
+</div>
+"""

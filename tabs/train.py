@@ -1,0 +1,222 @@
+"""The Train tab: preset, dataset, options; Train and Stop; the run to look at."""
+
+import hashlib
+import os
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from backend.config import base, presets
+from backend.config.base import Leaf
+from backend.config.train import TrainNetwork
+from backend.errors import ConfigError, UserError
+from backend.serving import Services
+from backend.workspace import PROJECT, Workspace
+from tabs import datasets
+from tabs.dataset_box import DatasetBox, draw_dataset_box, read_settings, resolution_for, show
+from tabs.form import Form, draw_form, draw_search
+from tabs.panel import RunPanel, begin, draw_panel, refresh
+from tabs.preset_row import choices, connect_presets, draw_preset_row
+from tabs.text import problem_list, problems_of
+from tabs.watch import Watch
+
+PRESET = "demo"
+IDLE = (
+    "Nothing has been trained yet",
+    "Press Train: the demo model and its dataset are ready, and take a few minutes on any machine. "
+    "Or upload pictures of your own first.",
+)
+TEXT_BYTES = 64 * 1024
+
+
+def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
+    """Draw the tab, within itself."""
+    workspace = services.workspace
+    keep = _codec(workspace)
+    with gr.Row(elem_id="train-columns"):
+        with gr.Column(scale=6, min_width=480):
+            row = draw_preset_row(services, TrainNetwork, PRESET)
+            box = draw_dataset_box(services)
+            search = gr.Column(elem_id="search")
+            form = draw_form(
+                TrainNetwork,
+                skip=("dataset_config", "output_dir"),
+                special={"model": _model_widget(workspace), "sample_prompts": _prompts_widget},
+                opened=("model", "network", "optim", "samples"),
+            )
+            with search:
+                draw_search(form)
+        with gr.Column(scale=5, min_width=400, elem_id="run-column"):
+            panel = draw_panel(services, TrainNetwork.command, "Train", IDLE)
+    form.adopt("dataset_config", box.choice)
+    form.codecs["sample_prompts"] = keep
+    connect_presets(services, row, form)
+    _connect(services, form, box, panel)
+
+    def opened(preset: str | None, dataset: str | None) -> list[Any]:
+        """What a fresh page shows: the chosen preset, and choices as they are now."""
+        filled = form.fill(preset_values(workspace, preset))
+        position = list(form.widgets).index
+        for name, known in (
+            ("pretrained_model_name_or_path", workspace.list_models()),
+            ("dataset_config", datasets.choices(workspace)),
+        ):
+            update = filled[position(name)]
+            filled[position(name)] = gr.update(**{**_plain(update), "choices": known})
+        path = _plain(filled[position("dataset_config")]).get("value", dataset)
+        return [gr.update(choices=choices(services, TrainNetwork)), *filled, *show(workspace, path)]
+
+    page.load(
+        opened,
+        [row.choice, box.choice],
+        [row.choice, *form.inputs, *box.view],
+        show_progress="hidden",
+        api_name="train_opened",
+        api_visibility="private",
+    )
+
+
+def make_config(values: Mapping[str, Any]) -> Callable[[Path], str]:
+    """A job's toml, made when its output folder is known; only what differs from the defaults."""
+
+    def text(output: Path) -> str:
+        config = base.resolve(TrainNetwork, values, {"output_dir": str(output)})
+        return base.to_toml(base.values(config, changed_only=True), TrainNetwork)
+
+    return text
+
+
+def check(workspace: Workspace, values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Everything that is wrong with a form and its dataset, by field; the dataset's settings are written on the way."""
+    problems = base.problems(TrainNetwork, values, {"output_dir": str(workspace.jobs)})
+    if "dataset_config" not in problems:
+        try:
+            dataset = datasets.open_dataset(workspace, str(values.get("dataset_config") or ""))
+            datasets.change_settings(dataset, settings)
+            if not any(not picture.is_reg for picture in dataset.pictures()):
+                problems["dataset_config"] = "the dataset has no pictures; upload some"
+        except UserError as error:
+            problems |= dict(problems_of(error))
+    return problems
+
+
+def _connect(services: Services, form: Form, box: DatasetBox, panel: RunPanel) -> None:
+    workspace = services.workspace
+    count = len(form.widgets)
+
+    def train(watch: Watch, *shown: Any) -> list[Any]:
+        values, problems = form.read(shown[:count])
+        problems |= check(workspace, values, read_settings(shown[count:]))
+        try:
+            if problems:
+                raise ConfigError(list(problems.items()))
+            begin(services, panel, watch, make_config(values), str(values["output_name"]))
+        except UserError as error:
+            found = dict(problems_of(error))
+            return [problem_list(found.items()), *form.mark(found), *[gr.skip()] * len(panel.outputs)]
+        return ["", *form.mark({}), *refresh(services, panel, watch, IDLE)]
+
+    panel.start.click(
+        train,
+        [panel.watch, *form.inputs, *box.settings],
+        [panel.problems, *form.inputs, *panel.outputs],
+        show_progress="hidden",
+        concurrency_limit=1,
+        api_name="train",
+        api_visibility="private",
+    )
+    model = form.widgets["pretrained_model_name_or_path"]
+    model.change(
+        resolution_for,
+        model,
+        box.resolution,
+        show_progress="hidden",
+        api_name="upload_resolution",
+        api_visibility="private",
+    )
+
+
+def preset_values(workspace: Workspace, name: str | None) -> dict[str, Any]:
+    """The values of a preset; none if it is not there or not valid."""
+    try:
+        return presets.read(TrainNetwork, name, workspace.root) if name else {}
+    except UserError:
+        return {}
+
+
+def _plain(update: Any) -> dict[str, Any]:
+    return {key: value for key, value in update.items() if key != "__type__"}
+
+
+def _model_widget(workspace: Workspace) -> Callable[[Leaf], Component]:
+    def make(leaf: Leaf) -> Component:
+        known = workspace.list_models()
+        return gr.Dropdown(
+            known,
+            value=known[0][1],
+            label=leaf.name,
+            info=leaf.help,
+            allow_custom_value=True,
+            elem_id=f"option-{leaf.name}",
+            elem_classes=["option"],
+        )
+
+    return make
+
+
+def _prompts_widget(leaf: Leaf) -> Component:
+    return gr.Textbox(
+        "",
+        label=leaf.name,
+        info="Prompts, one a line, or the path of a text file with them. Each may end in --w --h --s (steps) "
+        "--l (guidance) --d (seed) --n (negative).",
+        placeholder="none",
+        lines=2,
+        max_lines=8,
+        elem_id=f"option-{leaf.name}",
+        elem_classes=["option"],
+    )
+
+
+def _codec(workspace: Workspace) -> tuple[Callable[[Any], str], Callable[[Any], str | None]]:
+    """How prompts are shown, as the text of their file, and kept, as a file of the workspace named by its contents."""
+    folder = workspace.root / "prompts"
+    roots = (workspace.root, PROJECT)
+
+    def shown(path: Any) -> str:
+        text = read_text(str(path), roots) if path else ""
+        return str(path) if text is None else text.strip()
+
+    def kept(text: Any) -> str | None:
+        lines = [line.strip() for line in str(text or "").splitlines() if line.strip()]
+        if not lines:
+            return None
+        if len(lines) == 1 and lines[0].lower().endswith(".txt"):
+            return lines[0]
+        data = ("\n".join(lines) + "\n").encode()
+        path = folder / f"{hashlib.sha256(data).hexdigest()[:16]}.txt"
+        if not path.exists():
+            try:
+                folder.mkdir(exist_ok=True)
+                temporary = path.with_suffix(f".{os.getpid()}.tmp")
+                temporary.write_bytes(data)
+                os.replace(temporary, path)
+            except OSError as error:
+                raise ValueError(f"cannot be kept: {error.strerror}") from error
+        return str(path)
+
+    return shown, kept
+
+
+def read_text(path: str, roots: Collection[Path]) -> str | None:
+    """The text of a file that lies in one of the folders; None if it does not, is no text or too long."""
+    try:
+        file = Path(path).expanduser().resolve()
+        if not any(file.is_relative_to(root) for root in roots) or file.stat().st_size > TEXT_BYTES:
+            return None
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError):
+        return None

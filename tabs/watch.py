@@ -1,0 +1,132 @@
+"""What a browser has seen of a job: its events and log, read on from where the last look ended."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backend.job import Job
+from backend.jobs import Jobs
+from backend.workspace import WEIGHTS
+
+LOG_CHARACTERS = 24_000
+LOG_LINES = 250
+KEPT_LOSSES = 20_000
+PLOTTED = 400
+SAMPLES = 60
+WARNINGS = 3
+SMOOTHING = 0.95
+
+
+@dataclass
+class Watch:
+    """The state of one browser that looks at one job.
+
+    Attributes:
+        job_id: empty while there is none.
+        losses: pairs of step and loss, thinned out when there are very many.
+        samples: pairs of picture and caption, newest first.
+        progress: the newest progress event, if any.
+        phase: the newest phase event, if any.
+        seen: what was shown last, by part; what has not changed since is not sent again.
+    """
+
+    job_id: str = ""
+    events_offset: int = 0
+    log_offset: int = 0
+    log: str = ""
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    samples: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    progress: dict[str, Any] = field(default_factory=dict)
+    phase: dict[str, Any] = field(default_factory=dict)
+    seen: dict[str, Any] = field(default_factory=dict)
+
+    def changed(self, part: str, value: Any) -> bool:
+        """Whether a part differs from what was shown last; notes it as shown."""
+        if part in self.seen and self.seen[part] == value:
+            return False
+        self.seen[part] = value
+        return True
+
+    def look_at(self, job_id: str) -> None:
+        """Turn to another job."""
+        if job_id != self.job_id:
+            fresh = Watch(job_id, seen={"jobs": self.seen.get("jobs")})
+            self.__dict__.update(fresh.__dict__)
+
+
+def follow(jobs: Jobs, watch: Watch, job: Job) -> None:
+    """Read on in the job's log and events."""
+    news, watch.log_offset = jobs.tail(job.id, watch.log_offset)
+    if news:
+        watch.log = last_lines(watch.log + news)
+    events, watch.events_offset = jobs.events(job.id, watch.events_offset)
+    for event in events:
+        _fold(watch, job, event)
+    if len(watch.losses) > KEPT_LOSSES:
+        watch.losses = thin(watch.losses, KEPT_LOSSES // 2)
+
+
+def last_lines(text: str) -> str:
+    """The end of a log; a line that a progress bar has rewritten counts as what it was last."""
+    lines = text[-LOG_CHARACTERS:].split("\n")
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines[-LOG_LINES:])
+
+
+def thin(points: Sequence[tuple[int, float]], count: int) -> list[tuple[int, float]]:
+    """At most `count` points: runs of neighbours become their mean at their last step."""
+    if len(points) <= count:
+        return list(points)
+    size = -(-len(points) // count)
+    runs = (points[start : start + size] for start in range(0, len(points), size))
+    return [(run[-1][0], sum(loss for _, loss in run) / len(run)) for run in runs]
+
+
+def smooth(points: Sequence[tuple[int, float]], keep: float = SMOOTHING) -> list[tuple[int, float]]:
+    """Exponential moving average, corrected for its start (Kingma and Ba 2015, section 3)."""
+    average, weight, curve = 0.0, 0.0, []
+    for step, loss in points:
+        average = keep * average + (1 - keep) * loss
+        weight = keep * weight + (1 - keep)
+        curve.append((step, average / weight))
+    return curve
+
+
+def curves(watch: Watch) -> dict[str, list[Any]]:
+    """The columns of the loss plot: step, loss, series."""
+    rows = [(step, loss, "loss") for step, loss in thin(watch.losses, PLOTTED)]
+    rows += [(step, loss, "average") for step, loss in thin(smooth(watch.losses), PLOTTED)]
+    steps, losses, series = zip(*rows) if rows else ((), (), ())
+    return {"step": list(steps), "loss": list(losses), "series": list(series)}
+
+
+def outputs(job: Job) -> list[Path]:
+    """The files a job has made for its user, newest first: weights, then the config that made them."""
+    try:
+        found = [path for path in job.output.iterdir() if path.is_file() and not path.name.startswith(".")]
+        weights = sorted(
+            (path for path in found if path.suffix in WEIGHTS), key=lambda path: path.stat().st_mtime, reverse=True
+        )
+    except OSError:
+        return []
+    return weights + sorted(path for path in found if path.suffix == ".toml")
+
+
+def _fold(watch: Watch, job: Job, event: dict[str, Any]) -> None:
+    kind = event.get("event")
+    if kind == "progress":
+        watch.progress = event
+        step, loss = event.get("step"), event.get("loss")
+        if isinstance(step, int) and isinstance(loss, int | float):
+            watch.losses.append((step, float(loss)))
+    elif kind == "phase":
+        watch.phase = event
+    elif kind == "warning":
+        watch.warnings = [*watch.warnings, str(event.get("message", ""))][-WARNINGS:]
+    elif kind == "sample":
+        path = Path(str(event.get("path", "")))
+        # Events are written by the job alone, but only its own pictures are shown.
+        if path.is_file() and path.resolve().is_relative_to(job.output.resolve()):
+            caption = f"step {event.get('step', 0)}: {event.get('prompt', '')}"
+            watch.samples = [(str(path), caption), *watch.samples][:SAMPLES]
