@@ -1,6 +1,7 @@
 """What a run tells while it trains: a bar on the terminal, events for the web side, and an eye on the loss."""
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ LOG_LINES = 20
 
 
 def say(message: str) -> None:
-    """One line to the reader of the log, above the bar if there is one."""
+    """One line to the reader of the log, at once, above the bar if there is one."""
     tqdm.write(message)
+    sys.stdout.flush()
 
 
 def warn(message: str) -> None:

@@ -191,3 +191,11 @@ def test_the_loss_on_a_fixed_batch_falls(run_of, options) -> None:
     losses = [float(training_step(run, 0, group)) for _ in range(6)]
     assert losses[-1] < 0.8 * losses[0]
     assert all(parameter.dtype == torch.float32 for parameter in run.parameters)
+
+
+def test_losses_at_a_fixed_seed_are_the_ones_written_here(run_of, dataset) -> None:
+    # A change that is not meant to change results leaves these as they are.
+    data = str(dataset(count=3, reg=1, batch_size=2, extra="shuffle_caption = true\nflip_aug = true"))
+    options = {"learning_rate": 1e-3, "lr_scheduler": "cosine", "gradient_accumulation_steps": 2}
+    losses = train(run_of(dataset_config=data, max_train_steps=4, prior_loss_weight=0.5, **options)).losses
+    assert losses == pytest.approx([1.04492, 1.07570, 1.04338, 1.09574], rel=1e-4)
