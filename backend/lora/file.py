@@ -22,7 +22,7 @@ from torch import Tensor
 from backend.errors import UserError
 from backend.lora.header import METADATA_KEY, pack_header, parse_header, read_header
 from backend.lora.layer import LoraLayer
-from backend.lora.metadata import LEGACY_HASH, MODEL_HASH, hashes
+from backend.lora.metadata import hashes
 from backend.lora.spelling import ALPHA, DOWN, UP, module_key, split_name
 
 SAFETENSORS = (".safetensors",)
@@ -248,7 +248,7 @@ def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: Mapping
     data = safetensors.torch.save(tensors)
     bare = parse_header(data, len(data), str(path))
     body = memoryview(data)[bare.size :]
-    kept = {name: str(value) for name, value in metadata.items() if name not in (MODEL_HASH, LEGACY_HASH)}
+    kept = {name: str(value) for name, value in metadata.items()}
     kept |= hashes(kept, bare.entries, [body])
     with open(path, "wb") as file:
         file.write(pack_header({METADATA_KEY: kept, **bare.entries}))

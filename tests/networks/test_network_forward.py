@@ -107,11 +107,13 @@ def test_three_networks_stack_and_come_off_in_any_order(model: TinyModel, traine
 
 
 def test_applying_twice_acts_once(model: TinyModel, trained: Trained) -> None:
-    network = trained(model)
+    network, plain = trained(model), model.predict()
     network.apply_to(model.text_encoder, model.unet)
     once = model.predict()
     network.apply_to(model.text_encoder, model.unet)
     assert torch.equal(model.predict(), once)
+    network.apply_to(model.text_encoder, model.unet, apply_text_encoder=False, apply_unet=False)
+    assert torch.equal(model.predict(), plain)
 
 
 def test_remove_leaves_no_trace(model: TinyModel, trained: Trained) -> None:

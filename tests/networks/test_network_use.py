@@ -31,6 +31,10 @@ def test_initial_weights_are_a_function_of_the_seed_alone(model: TinyModel) -> N
     assert torch.equal(torch.get_rng_state(), state), "torch's own state was used up"
     torch.rand(3)
     assert torch.equal(make(5), first) and not torch.equal(make(6), first)
+    sd = create_network(1.0, 4, 1, None, model.text_encoder, None).state_dict()
+    state = torch.get_rng_state()
+    create_network_from_weights(1.0, None, None, model.text_encoder, None, sd)
+    assert torch.equal(torch.get_rng_state(), state), "torch's own state was used up by loading"
 
 
 def test_initial_weights_are_spread_like_a_linear_layers(model: TinyModel) -> None:
