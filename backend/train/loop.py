@@ -86,7 +86,8 @@ def train(run: Run) -> Progress:
     try:
         with StopRequest() as stop:
             if run.sampling.at_first:
-                run.sampling.draw(run.model, run.accelerator, step, "000000")
+                with progress.paused():
+                    run.sampling.draw(run.model, run.accelerator, step, "000000")
             for epoch in range(run.epochs):
                 pairs = run.feed(run.training_set.epoch_batches(run.seed, epoch))
                 for micro_batches in grouped(pairs, run.config.optim.gradient_accumulation_steps):
@@ -96,10 +97,10 @@ def train(run: Run) -> Progress:
                     if run.sampling.after_step(step):
                         with progress.paused():
                             run.sampling.draw(run.model, run.accelerator, step, f"{step:06d}")
-                    if stop.asked:
-                        stop_early(run, progress, step, epoch)
                     if step == run.total_steps:
                         break
+                    if stop.asked:
+                        stop_early(run, progress, step, epoch)
                 with progress.paused():
                     after_epoch(run, progress, step, epoch + 1)
     finally:

@@ -9,7 +9,6 @@ import torch
 from backend import events
 from backend.config.base import values
 from backend.errors import UserError
-from backend.families.base import model_hashes
 from backend.lora.metadata import TrainingFacts, minimum_metadata, modelspec, training_metadata
 from backend.train.progress import all_finite, say
 from backend.train.setup import Run
@@ -48,7 +47,7 @@ def metadata(run: Run, path: Path, step: int, epoch: int) -> dict[str, str]:
         num_epochs=run.epochs,
         num_batches_per_epoch=run.training_set.batches_per_epoch(),
         optimizer=optimizer_name(run),
-        **model_hashes(run.model.source),
+        **run.base_hashes,
     )
     found = training_metadata(values(run.config), facts, {"max_train_steps": run.total_steps})
     found |= run.training_set.info

@@ -4,6 +4,7 @@ import importlib
 import random
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 
 import torch
@@ -19,7 +20,8 @@ from backend.config.train import TrainNetwork
 from backend.data.dataset import TrainingSet
 from backend.draws import draw_key
 from backend.errors import UserError
-from backend.families.base import Model, load_model
+from backend.families.base import load_model, model_hashes
+from backend.families.model import Model
 from backend.generate.attention import set_attention
 from backend.generate.pipeline import place
 from backend.train.feed import Feed, make_feed
@@ -68,6 +70,11 @@ class Run:
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    @cached_property
+    def base_hashes(self) -> dict[str, str]:
+        """Name and hashes of the base model, computed once for all files of the run."""
+        return model_hashes(self.model.source)
 
 
 def prepare(config: TrainNetwork) -> Run:
