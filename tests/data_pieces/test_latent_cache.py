@@ -136,6 +136,22 @@ def test_pictures_are_decoded_in_other_threads_while_the_encoder_works(training_
     assert threading.get_ident() not in threads
 
 
+def test_all_threads_decode_even_in_batches_of_one(draw, scan, monkeypatch):
+    """Three pictures must be in decoding at the same time before any of them is done."""
+    for i in range(6):
+        draw(f"train/{i}.png", (16, 16), "a")
+    found = scan('[[datasets]]\nresolution = 16\n[[datasets.subsets]]\nimage_dir = "train"\n')
+    together = threading.Barrier(3)
+
+    def load(picture):
+        together.wait(10)
+        return load_pixels(picture)
+
+    monkeypatch.setattr(cache_module, "cpu_count", lambda: 3)
+    monkeypatch.setattr(cache_module, "load_pixels", load)
+    assert len(cache_latents(found, Encoder(), batch_size=1)) == 6
+
+
 def test_decoding_stays_a_few_batches_ahead(draw, scan, monkeypatch):
     """Memory is flat: when the encoder has seen n batches of 4, only a bounded number of pictures more are decoded."""
     for i in range(60):
