@@ -1,7 +1,7 @@
 """Where a LoRA can sit: module path <-> key in a LoRA file <-> tensor in a checkpoint, in the order of the files.
 
 The names are built here from the shape of the U-Net and the number of text encoder layers and from nothing else, so
-that they do not change with the libraries: the format of LoRA files stays while module paths in transformers come and go.
+that they do not change with the libraries: the format of LoRA files stays, module paths in transformers come and go.
 """
 
 from collections.abc import Iterator

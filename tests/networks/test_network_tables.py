@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from backend.errors import UserError
 from backend.networks.base import Network
 from backend.networks.lora import create_network, create_network_from_weights
+from tests.networks.tiny import TinyModel
 
 DATA = Path(__file__).parents[1] / "data"
 REFERENCE = DATA / "sd15_c3lier_dim1.safetensors"
@@ -110,3 +111,9 @@ def test_models_of_other_families_are_refused() -> None:
         create_network(1.0, 4, 1, None, None, nn.Linear(2, 2))
     with pytest.raises(UserError, match="text_encoder: Linear is not built like"):
         create_network(1.0, 4, 1, None, nn.Linear(2, 2), None)
+
+
+def test_a_model_that_lacks_a_module_is_refused_by_the_modules_name(model: TinyModel) -> None:
+    del model.unet.mid_block.attentions[0].proj_in
+    with pytest.raises(UserError, match="unet: has no module mid_block.attentions.0.proj_in"):
+        create_network(1.0, 4, 1, None, None, model.unet)
