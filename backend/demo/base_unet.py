@@ -24,7 +24,6 @@ SCHEDULER = {
 }
 MIN_SNR_GAMMA = 5.0
 EMPTY_CAPTION_RATE = 0.1
-PEAK_RATE = 1e-3
 
 
 def build_unet(seed: int) -> UNet2DConditionModel:
@@ -98,13 +97,13 @@ class BaseTrainer:
     graph: the network is so small that launching kernels one by one would take most of the time.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, data: TrainingPictures, seed: int) -> None:
-        self.unet, self.text_encoder, self.data, self.seed = unet, text_encoder, data, seed
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, data: TrainingPictures, seed: int, peak_rate: float = 1e-3) -> None:
+        self.unet, self.text_encoder, self.data, self.seed, self.peak_rate = unet, text_encoder, data, seed, peak_rate
         self.device = data.latents.device
         self.parameters = [*unet.parameters(), *text_encoder.parameters()]
         self.average = Average(self.parameters)
         on_gpu = self.device.type == "cuda"
-        self.rate = torch.tensor(PEAK_RATE, device=self.device) if on_gpu else PEAK_RATE
+        self.rate = torch.tensor(peak_rate, device=self.device) if on_gpu else peak_rate
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": list(unet.parameters()), "weight_decay": 0.01, "lr": self.rate},
@@ -123,7 +122,7 @@ class BaseTrainer:
             self._make_buffers(batch_size)
         while self.step < until:
             self._fill(batch_size)
-            self._set_rate(one_cycle(self.step, total, PEAK_RATE))
+            self._set_rate(one_cycle(self.step, total, self.peak_rate))
             if graph and self._replay is None:
                 self._capture()
             (self._replay or self._compute)()

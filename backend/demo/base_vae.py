@@ -1,14 +1,12 @@
 """The demo model's autoencoder: 64 px pictures to 8x8 latents of 4 channels, trained from scratch.
 
-Besides monsters it sees scribbles that no caption ever names, as the autoencoder of any Stable Diffusion has seen more
-than its U-Net was asked to draw: without them a LoRA could teach nothing that the decoder cannot show.
+Besides plain monsters it sees ornamented ones that no caption names and the U-Net never sees, as the autoencoder of any
+Stable Diffusion can show more than its U-Net was asked to draw: a LoRA can teach nothing that the decoder cannot show.
 """
 
 import math
 from collections.abc import Callable
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -42,6 +40,7 @@ def train_vae(
     steps: int,
     seed: int,
     batch_size: int = 64,
+    peak: float = 2e-3,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
     """Trains in place: L1 + L2 reconstruction of a posterior sample with a small KL term, AdamW, one-cycle schedule.
@@ -52,12 +51,13 @@ def train_vae(
         steps: optimizer steps.
         seed: every draw is a function of it and the step.
         batch_size: pictures a step.
+        peak: highest learning rate.
         report: called with step and loss now and then.
     """
     device = pictures.device
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, weight_decay=0.01)
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = one_cycle(step, steps, 2e-3)
+        optimizer.param_groups[0]["lr"] = one_cycle(step, steps, peak)
         draw = torch.Generator().manual_seed(draw_key(seed, "vae batch", step))
         chosen = torch.randint(len(pictures), (batch_size,), generator=draw).to(device)
         noise = torch.randn(batch_size, 4, 8, 8, generator=draw).to(device)
@@ -96,14 +96,15 @@ def encode(vae: AutoencoderKL, pictures: torch.Tensor, batch_size: int = 256) ->
 
 
 @torch.no_grad()
-def fold_scale(vae: AutoencoderKL, latents: torch.Tensor) -> None:
-    """Shifts and scales the latent channels, in place, so that 0.18215 * latent has zero mean and unit variance per channel.
+def fold_scale(vae: AutoencoderKL, latents: torch.Tensor, deviation: float = 1 / LATENT_SCALE) -> None:
+    """Shifts and scales the latent channels, in place, to zero mean and a standard deviation of `deviation` per channel.
 
     Args:
         vae: its quant convolutions take the change; what it reconstructs stays the same.
         latents: unscaled latents [N, 4, 8, 8] of many pictures.
+        deviation: the default makes 0.18215 * latent of unit variance, as SD1's U-Net expects.
     """
-    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3)) * LATENT_SCALE
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3)) / deviation
     channels = len(mean)
     before, after = vae.post_quant_conv.weight.clone(), vae.post_quant_conv.bias.clone()
     vae.quant_conv.weight[:channels] /= std[:, None, None, None]
@@ -123,21 +124,3 @@ def reconstruction_psnr(vae: AutoencoderKL, pictures: torch.Tensor, batch_size: 
         squares.append(((output - x) / 2).square().mean((1, 2, 3)))
     return float(-10 * torch.log10(torch.cat(squares).mean()))
 
-
-def scribble(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A copy of uint8 [64, 64, 3] with a few random bands, wedges, lines and dots of any colour over it."""
-    canvas = cv2.resize(picture, (256, 256), interpolation=cv2.INTER_NEAREST)
-    for _ in range(rng.integers(1, 6)):
-        colour = tuple(int(c) for c in (rng.integers(0, 256, 3) if rng.random() < 0.5 else rng.integers(0, 2, 3) * 225 + 20))
-        points = rng.integers(0, 256, (3, 2)).astype(np.int32)
-        kind = rng.integers(4)
-        if kind == 0:
-            cv2.line(canvas, points[0].tolist(), points[1].tolist(), colour, int(rng.integers(4, 20)), cv2.LINE_AA)
-        elif kind == 1:
-            cv2.fillPoly(canvas, [points[:1] + rng.integers(-48, 48, (3, 2)).astype(np.int32)], colour, cv2.LINE_AA)
-        elif kind == 2:
-            cv2.circle(canvas, points[0].tolist(), int(rng.integers(4, 32)), colour, -1, cv2.LINE_AA)
-        else:
-            for top in range(int(rng.integers(0, 40)), 256, int(rng.integers(28, 60))):
-                canvas[top : top + int(rng.integers(8, 22)), points[0, 0] // 2 : points[1, 0] // 2 + 128] = colour
-    return cv2.resize(canvas, (64, 64), interpolation=cv2.INTER_AREA)

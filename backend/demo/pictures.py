@@ -133,14 +133,14 @@ def draw(monster: Monster, size: int = 64) -> np.ndarray:
     side = 4 * size
     canvas = np.empty((side, side, 3), np.uint8)
     canvas[:] = BACKGROUNDS[monster.background]
-    body = _body_mask(monster, scale, side)
+    body = body_mask(monster, scale, side)
     if monster.horns:
         _draw_horns(canvas, monster, scale)
-    paint = _shaded(COLOURS[monster.colour], monster, scale, side)
+    paint = shaded(COLOURS[monster.colour], monster, scale, side)
     if monster.stripes:
         _draw_stripes(paint, monster, scale)
     canvas = np.where(body[..., None] > 0, paint, canvas)
-    _draw_face(canvas, monster, scale)
+    draw_face(canvas, monster, scale)
     return cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
 
 
@@ -176,14 +176,15 @@ def _rounded(corners: np.ndarray, radius: float) -> np.ndarray:
     return np.array(points)
 
 
-def _body_mask(monster: Monster, scale: float, side: int) -> np.ndarray:
+def body_mask(monster: Monster, scale: float, side: int) -> np.ndarray:
+    """The body's silhouette, 0 or 255, uint8 [side, side]; `scale` is canvas pixels per pixel of a 64 px picture."""
     mask = np.zeros((side, side), np.uint8)
     points = (outline(monster.shape, monster.radius, monster.tilt) + (monster.x, monster.y)) * scale
     cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 255)
     return mask
 
 
-def _shaded(colour: tuple[int, int, int], monster: Monster, scale: float, side: int) -> np.ndarray:
+def shaded(colour: tuple[int, int, int], monster: Monster, scale: float, side: int) -> np.ndarray:
     """A sheet of the body's colour, a little lighter above than below."""
     height = (np.arange(side) / scale - monster.y) / monster.radius
     light = 1.0 - 0.09 * np.clip(height, -1.2, 1.2)
@@ -212,7 +213,8 @@ _EYE_PLACES = {
 }
 
 
-def _draw_face(canvas: np.ndarray, monster: Monster, scale: float) -> None:
+def draw_face(canvas: np.ndarray, monster: Monster, scale: float) -> None:
+    """Draws eyes and mouth onto `canvas`."""
     grow = monster.radius / 20.0
     # A triangle is narrow where the others carry their eyes.
     drop, squeeze = (5.0, 0.86) if monster.shape == "triangle" else (1.5, 1.0)

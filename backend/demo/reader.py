@@ -71,7 +71,8 @@ def read(picture: np.ndarray) -> Reading:
         return Reading(background, "", "", 0, False, False)
     ink = _ink_mask(pixels, COLOURS[colour]) & (_distance(pixels, border) > 45)
     eyes = _count_eyes(pixels, ink, body)
-    return Reading(background, colour, _read_shape(body), eyes, _has_horns(ink, body), _has_stripes(ink, body))
+    skin = body & ~(pixels.min(-1) > 150)
+    return Reading(background, colour, _read_shape(body), eyes, _has_horns(ink, body), _has_stripes(ink, skin))
 
 
 def _distance(pixels: np.ndarray, colour: np.ndarray | tuple[int, ...]) -> np.ndarray:
@@ -108,7 +109,7 @@ def _fill(mask: np.ndarray) -> np.ndarray:
 
 def _ink_mask(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     """Pixels that are at least as near to ink as to the body's colour, and dark."""
-    return (_distance(pixels, INK) <= _distance(pixels, colour)) & (pixels.max(-1) < 125)
+    return (_distance(pixels, INK) <= _distance(pixels, colour)) & (pixels.max(-1) < 140)
 
 
 def _count_eyes(pixels: np.ndarray, ink: np.ndarray, body: np.ndarray) -> int:
@@ -165,8 +166,8 @@ def _has_horns(ink: np.ndarray, body: np.ndarray) -> bool:
     return bool(min(outside[:, :middle].sum(), outside[:, middle + 1 :].sum()) >= _HORN_PIXELS)
 
 
-def _has_stripes(ink: np.ndarray, body: np.ndarray) -> bool:
-    """Rows of the body that are mostly ink."""
-    width = body.sum(1)
-    striped = ((ink & body).sum(1) > 0.55 * width) & (width >= 10)
+def _has_stripes(ink: np.ndarray, skin: np.ndarray) -> bool:
+    """Rows of the body, eyes left out, that are mostly ink."""
+    width = skin.sum(1)
+    striped = ((ink & skin).sum(1) > 0.5 * width) & (width >= 8)
     return bool(striped.sum() >= _STRIPE_ROWS)

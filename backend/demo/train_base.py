@@ -15,9 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel
 
 from backend.demo import base_unet, base_vae
+from backend.demo.ornaments import draw_ornamented
 from backend.demo.pictures import all_kinds, caption, draw, is_held_out, random_caption, random_monster
 from backend.demo.reader import read
 from backend.draws import draw_key, rng
@@ -35,6 +37,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--unet_steps", type=int, default=10000)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop the last stage after so many minutes in all and save")
+    parser.add_argument("--start_from", type=Path, help="a model this script saved, to go on from instead of from nothing")
+    parser.add_argument("--peak_rate", type=float, default=1.0, help="factor on the peak learning rates")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--graph", action="store_true", help="capture the step as a CUDA graph")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -42,43 +46,47 @@ def parse() -> argparse.Namespace:
 
 
 def draw_chunk(arguments: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
-    """Draws pictures [start, stop): clean ones, the same with scribbles on every third, and their captions."""
+    """Draws pictures [start, stop): plain ones, the same with ornaments on every other one, and their captions."""
     seed, start, stop = arguments
     kinds = [kind for kind in all_kinds() if not is_held_out(kind)]
-    clean, scribbled, captions = [], [], []
+    plain, ornamented, captions = [], [], []
     for index in range(start, stop):
         chance = rng(seed, "demo picture", index)
         monster = random_monster(chance, kinds[index % len(kinds)])
-        clean.append(draw(monster))
-        marks = np.random.default_rng(draw_key(seed, "demo scribble", index))
-        scribbled.append(base_vae.scribble(clean[-1], marks) if index % 3 == 0 else clean[-1])
+        plain.append(draw(monster))
+        chances = np.random.default_rng(draw_key(seed, "demo ornament", index))
+        ornamented.append(draw_ornamented(monster, chances) if index % 2 else plain[-1])
         captions.append([random_caption(monster, chance) for _ in range(CAPTIONS_PER_PICTURE)])
-    return np.stack(clean), np.stack(scribbled), captions
+    return np.stack(plain), np.stack(ornamented), captions
 
 
 def draw_all(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor, list[list[str]]]:
-    """All training pictures on every core: uint8 [N, 64, 64, 3] clean and scribbled, and their captions."""
+    """All training pictures on every core: uint8 [N, 64, 64, 3] plain and ornamented, and their captions."""
     chunks = [(seed, start, min(start + 500, count)) for start in range(0, count, 500)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         parts = list(pool.map(draw_chunk, chunks))
-    clean, scribbled = (torch.from_numpy(np.concatenate([part[i] for part in parts])) for i in (0, 1))
-    return clean, scribbled, [texts for part in parts for texts in part[2]]
+    plain, ornamented = (torch.from_numpy(np.concatenate([part[i] for part in parts])) for i in (0, 1))
+    return plain, ornamented, [texts for part in parts for texts in part[2]]
 
 
-def vae_stage(options: argparse.Namespace, clean: torch.Tensor, scribbled: torch.Tensor) -> AutoencoderKL:
+def vae_stage(options: argparse.Namespace, plain: torch.Tensor, ornamented: torch.Tensor) -> AutoencoderKL:
     """The trained autoencoder, from the work folder if it is there."""
     file = options.work_dir / "vae.pt"
     vae = base_vae.build_vae(options.seed).to(options.device)
     if file.exists():
         vae.load_state_dict(torch.load(file, weights_only=True))
         return vae.eval()
+    if options.start_from:
+        vae.load_state_dict(AutoencoderKL.from_pretrained(options.start_from / "vae", torch_dtype=torch.float32).state_dict())
+        base_vae.fold_scale(vae, base_vae.encode(vae, plain[:4096]), deviation=1.0)
     started = time.time()
 
     def report(step: int, loss: float) -> None:
         print(f"vae step {step}: loss {loss:.4f}, {time.time() - started:.0f} s", flush=True)
 
-    base_vae.train_vae(vae, scribbled, options.vae_steps, options.seed, batch_size=max(16, options.batch_size // 4), report=report)
-    base_vae.fold_scale(vae.eval(), base_vae.encode(vae, clean[:4096]))
+    batch_size, peak = max(16, options.batch_size // 4), 2e-3 * options.peak_rate
+    base_vae.train_vae(vae, ornamented, options.vae_steps, options.seed, batch_size, peak, report)
+    base_vae.fold_scale(vae.eval(), base_vae.encode(vae, plain[:4096]))
     torch.save(vae.state_dict(), file)
     return vae
 
@@ -87,8 +95,11 @@ def unet_stage(options: argparse.Namespace, data: base_unet.TrainingPictures, st
     """U-Net and text encoder, trained up to `--unet_steps` or `--minutes`, whichever comes first."""
     unet = base_unet.build_unet(options.seed).to(options.device)
     text_encoder = base_unet.build_text_encoder(options.seed).to(options.device)
+    if options.start_from:
+        unet.load_state_dict(UNet2DConditionModel.from_pretrained(options.start_from / "unet").state_dict())
+        text_encoder.load_state_dict(CLIPTextModel.from_pretrained(options.start_from / "text_encoder").state_dict())
     print(f"{base_unet.parameter_count(unet):,} + {base_unet.parameter_count(text_encoder):,} parameters", flush=True)
-    trainer = base_unet.BaseTrainer(unet, text_encoder, data, options.seed)
+    trainer = base_unet.BaseTrainer(unet, text_encoder, data, options.seed, 1e-3 * options.peak_rate)
     file = options.work_dir / "unet.pt"
     if file.exists():
         trainer.load_state(torch.load(file, weights_only=True, map_location=options.device))
@@ -159,15 +170,15 @@ def main() -> None:
     options = parse()
     options.work_dir.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    clean, scribbled, captions = draw_all(options.seed, options.pictures)
-    print(f"{len(clean)} pictures drawn in {time.time() - started:.0f} s", flush=True)
-    clean, scribbled = clean.to(options.device), scribbled.to(options.device)
-    vae = vae_stage(options, clean, scribbled)
-    psnr = base_vae.reconstruction_psnr(vae, clean[-1024:])
-    print(f"vae: {psnr:.2f} dB on clean pictures, {base_vae.reconstruction_psnr(vae, scribbled[-1024:]):.2f} dB with scribbles")
+    plain, ornamented, captions = draw_all(options.seed, options.pictures)
+    print(f"{len(plain)} pictures drawn in {time.time() - started:.0f} s", flush=True)
+    plain, ornamented = plain.to(options.device), ornamented.to(options.device)
+    vae = vae_stage(options, plain, ornamented)
+    psnr = base_vae.reconstruction_psnr(vae, plain[-1024:])
+    print(f"vae: {psnr:.2f} dB on plain pictures, {base_vae.reconstruction_psnr(vae, ornamented[-1024:]):.2f} dB with ornaments")
     tokenizer = clip_tokenizer()
-    ids = _tokenize(tokenizer, [text for texts in captions for text in texts]).view(len(clean), CAPTIONS_PER_PICTURE, 77)
-    latents = base_vae.encode(vae, clean) * base_vae.LATENT_SCALE
+    ids = _tokenize(tokenizer, [text for texts in captions for text in texts]).view(len(plain), CAPTIONS_PER_PICTURE, 77)
+    latents = base_vae.encode(vae, plain) * base_vae.LATENT_SCALE
     empty = _tokenize(tokenizer, [""])[0]
     data = base_unet.TrainingPictures(latents, ids.to(options.device), empty.to(options.device))
     trainer = unet_stage(options, data, started)

@@ -53,16 +53,22 @@ def start_noise(request: Request, model: Model, generators: Sequence[torch.Gener
     return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
 
 
-def encode_prompts(model: Model, request: Request, count: int) -> Conditioning:
-    """Conditioning of `count` pictures; with guidance, `count` unconditional ones come first."""
-    texts = [request.prompt] * count
+def encode_prompts(model: Model, request: Request, prompts: Sequence[str]) -> Conditioning:
+    """Conditioning of one picture for each prompt; with guidance, as many unconditional ones come first."""
+    texts = list(prompts)
     if request.scale != 1:
-        texts = [request.negative] * count + texts
+        texts = [request.negative] * len(texts) + texts
     return model.family.encode(model, model.family.tokenize(model, texts))
 
 
 @torch.no_grad()
-def denoise(model: Model, request: Request, seeds: Sequence[int], on_step: OnStep | None = None) -> Tensor:
+def denoise(
+    model: Model,
+    request: Request,
+    seeds: Sequence[int],
+    on_step: OnStep | None = None,
+    prompts: Sequence[str] | None = None,
+) -> Tensor:
     """Latents [B, C, h, w] in float32, one picture for each seed.
 
     Classifier-free guidance: uncond + scale * (cond - uncond), arXiv 2207.12598, both halves in one batch.
@@ -72,10 +78,11 @@ def denoise(model: Model, request: Request, seeds: Sequence[int], on_step: OnSte
         request: resolved; its own seed and count are not looked at.
         seeds: one for each picture.
         on_step: called with steps done and steps in all.
+        prompts: one for each picture, in place of the request's.
     """
     parameter = next(model.unet.parameters())
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    conditioning = encode_prompts(model, request, len(seeds))
+    conditioning = encode_prompts(model, request, prompts or [request.prompt] * len(seeds))
     solver = make_solver(request.sampler, model.scheduler)
     solver.set_timesteps(request.steps, device=parameter.device)
     takes_generator = "generator" in inspect.signature(solver.step).parameters
