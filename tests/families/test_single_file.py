@@ -110,13 +110,15 @@ def test_a_size_that_nobody_ships(tmp_path: Path) -> None:
     assert model.text_encoders[0].config.num_attention_heads == 2
 
 
-def test_averages_schedules_and_training_state_are_ignored(
-    rewrite: Callable, single_file: Path, checkpoint: Checkpoint
-) -> None:
+def test_averages_schedules_and_training_state_are_ignored(rewrite: Callable, checkpoint: Checkpoint) -> None:
     def add(tensors: Tensors) -> Tensors:
         ema = {f"model_ema.{name.replace('.', '')}": value + 1 for name, value in tensors.items() if UNET in name}
         rest = {"betas": torch.ones(1000), "alphas_cumprod": torch.ones(1000), "model_ema.decay": torch.tensor(0.9)}
-        rest |= {CLIP + "text_projection.weight": torch.ones(2), "cond_stage_model.logit_scale": torch.tensor(1.0)}
+        rest |= {
+            CLIP + "text_projection.weight": torch.ones(2),
+            VAE + "model_ema.num_updates": torch.tensor(3),
+            "cond_stage_model.logit_scale": torch.tensor(1.0),
+        }
         return tensors | ema | rest
 
     assert_same_checkpoint(read_checkpoint(rewrite(add)), checkpoint)
