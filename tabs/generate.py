@@ -94,6 +94,9 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
             _draw_slots(services, current, (slots, touched), (generate, settings, result))
 
     _connect(services, (slots, touched, add), model, [tab.select, page.load])
+    # A number that is empty from the start shows as 0, one that is emptied shows its placeholder.
+    unset = [settings.width, settings.height, settings.seed]
+    page.load(lambda: [None] * len(unset), None, unset, api_name="generate_unset", api_visibility="private")
 
 
 def lora_choices(jobs: Jobs, workspace: Workspace) -> list[tuple[str, str]]:
@@ -243,6 +246,7 @@ def _draw_prompt(services: Services) -> tuple[gr.Dropdown, gr.Textbox, gr.Textbo
             info="A model of the workspace, a path, or a hub name (org/repo, or org/repo/file.safetensors).",
             allow_custom_value=True,
             elem_id="generate-model",
+            interactive=True,
         )
         prompt = gr.Textbox(
             first_prompt(services.workspace),
@@ -251,9 +255,14 @@ def _draw_prompt(services: Services) -> tuple[gr.Dropdown, gr.Textbox, gr.Textbo
             lines=2,
             max_lines=6,
             elem_id="prompt",
+            interactive=True,
         )
         negative = gr.Textbox(
-            label="Negative prompt", placeholder="What to steer away from", max_lines=4, elem_id="negative"
+            label="Negative prompt",
+            placeholder="What to steer away from",
+            max_lines=4,
+            elem_id="negative",
+            interactive=True,
         )
     return model, prompt, negative
 
@@ -267,7 +276,7 @@ def first_prompt(workspace: Workspace) -> str:
 
 
 def _draw_settings(model: gr.Dropdown, prompt: gr.Textbox, negative: gr.Textbox) -> Settings:
-    common: dict[str, Any] = {"min_width": 150}
+    common: dict[str, Any] = {"min_width": 150, "interactive": True}
     with gr.Accordion("Picture", open=True, elem_classes=["section"]):
         with gr.Row():
             width, height, seed = (

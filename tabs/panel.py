@@ -92,8 +92,8 @@ def draw_panel(services: Services, command: str, verb: str, idle: tuple[str, str
         label="Files", file_count="multiple", interactive=False, visible=False, elem_id="files", type="filepath"
     )
     jobs = gr.Radio([], label="Runs", elem_id="jobs", visible=False)
-    with gr.Accordion("Log", open=False, elem_id="log-box"):
-        log = gr.Textbox(show_label=False, lines=14, max_lines=14, autoscroll=True, elem_id="log", container=False)
+    with gr.Accordion("Log", open=True, elem_id="log-box"):
+        log = gr.Textbox(show_label=False, lines=10, max_lines=10, autoscroll=True, elem_id="log", container=False)
     panel = RunPanel(
         command, start, stop, problems, jobs, status, plot, samples, files, log, gr.State(Watch()), gr.Timer(TICK)
     )

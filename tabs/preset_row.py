@@ -62,13 +62,13 @@ def draw_preset_row(services: Services, form_class: Any, first: str = "demo") ->
                 known,
                 value=first if first in names else None,
                 label="Preset",
-                info="Fills the form below; what a preset does not name goes to its default.",
+                info="Fills the form; the rest goes to its defaults.",
                 elem_id="preset",
                 scale=3,
             )
             name = gr.Textbox(
                 label="Name",
-                info="For saving the form as a preset of your own, or renaming one.",
+                info="To save the form under, or to rename to.",
                 placeholder="my-preset",
                 max_lines=1,
                 elem_id="preset-name",

@@ -52,6 +52,7 @@ THEME = gr.themes.Base(
     block_shadow="none",
     block_shadow_dark="none",
     input_border_width="1px",
+    input_padding="8px 10px",
     input_border_width_dark="1px",
     input_background_fill="white",
     input_background_fill_dark="*neutral_950",
@@ -83,7 +84,7 @@ THEME = gr.themes.Base(
 )
 
 CSS = """
-.gradio-container { max-width: 1560px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1560px !important; margin: 0 auto !important; }
 #brand { padding: 2px 0 0; }
 #brand .brand { display: flex; align-items: center; gap: 10px; }
 #brand svg { width: 30px; height: 30px; flex: none; }
@@ -95,10 +96,11 @@ CSS = """
 .card .form, .section .form { border: 0; background: none; gap: 10px; }
 .card .form > .block, .section .form > .block, .section > .block.option { border: 0 !important; padding: 2px;
   overflow: visible !important; background: none; }
-.options > .form { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(190px, 100%), 1fr)); }
+.options > .form { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(170px, 100%), 1fr)); }
 .options .block > .container, .options .block > label.container { display: flex; flex-direction: column; height: 100%; }
 .options .container > .wrap, .options .container > .input-container, .options .container > input { margin-top: auto; }
 .option .info-text { line-height: 1.35; margin-bottom: 4px; }
+.hide-container > .html-container { padding: 0 !important; }
 .block:has(> .html-container > .prose:empty) { display: none; }
 .hint { color: var(--body-text-color-subdued); font-size: .88rem; line-height: 1.45; }
 .hint p { margin: 0; }

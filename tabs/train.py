@@ -113,7 +113,7 @@ def _connect(services: Services, form: Form, box: DatasetBox, panel: RunPanel) -
         try:
             if problems:
                 raise ConfigError(list(problems.items()))
-            begin(services, panel, watch, make_config(values), str(values["output_name"]))
+            begin(services, panel, watch, make_config(values), _title(workspace, values))
         except UserError as error:
             found = dict(problems_of(error))
             return [problem_list(found.items()), *form.mark(found), *[gr.skip()] * len(panel.outputs)]
@@ -137,6 +137,12 @@ def _connect(services: Services, form: Form, box: DatasetBox, panel: RunPanel) -
         api_name="upload_resolution",
         api_visibility="private",
     )
+
+
+def _title(workspace: Workspace, values: Mapping[str, Any]) -> str:
+    labels = {path: label for label, path in datasets.choices(workspace)}
+    path = str(values["dataset_config"])
+    return f"{values['output_name']} · {labels.get(path, Path(path).stem)}"
 
 
 def preset_values(workspace: Workspace, name: str | None) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def take(files: Sequence[Path], folder: Path) -> Report:
         UserError: the disk is full, or nothing at all could be taken.
     """
     report = Report()
-    kept: dict[tuple[str, str], str] = {}
+    kept: dict[tuple[str, str], list[str]] = {}
     captions: list[_Item] = []
     with _disk_errors():
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,11 +101,13 @@ def take(files: Sequence[Path], folder: Path) -> Report:
             else:
                 _keep_picture(item, folder, kept, taken, report)
         for item in captions:
-            stem = kept.get(item.stem) or taken.get(_slug(item.name).lower())
-            if stem is None:
+            there = taken.get(_slug(item.name).lower())
+            stems = kept.get(item.stem) or ([there] if there else [])
+            if not stems:
                 report.refused.append((item.name, "a caption without a picture of its name"))
                 continue
-            write_caption(folder, stem, _decode(item.data))
+            for stem in stems:
+                write_caption(folder, stem, _decode(item.data))
             report.captions += 1
     if not report.pictures and not report.captions:
         reasons = "; ".join(f"{name}: {why}" for name, why in report.refused[:3])
@@ -143,7 +145,7 @@ def _read_zip(file: Path, report: Report) -> Iterator[_Item]:
             for member in archive.infolist():
                 name = member.filename.replace("\\", "/")
                 parts = PurePosixPath(name).parts
-                if member.is_dir() or not parts or any(part.startswith((".", "__MACOSX")) for part in parts[:-1]):
+                if member.is_dir() or not parts or any(_is_hidden(part) for part in parts[:-1]):
                     continue
                 if stat.S_ISLNK(member.external_attr >> 16):
                     report.refused.append((name, "a link"))
@@ -156,6 +158,10 @@ def _read_zip(file: Path, report: Report) -> Iterator[_Item]:
                     report.refused.append((name, reason))
     except (zipfile.BadZipFile, ValueError) as error:
         report.refused.append((file.name, f"is a broken ZIP ({error})"))
+
+
+def _is_hidden(part: str) -> bool:
+    return part.startswith((".", "__MACOSX")) and part != ".."
 
 
 def _read_one(origin: str, name: str, stream: IO[bytes], report: Report) -> Iterator[_Item]:
@@ -175,7 +181,7 @@ def _read_one(origin: str, name: str, stream: IO[bytes], report: Report) -> Iter
 
 
 def _keep_picture(
-    item: _Item, folder: Path, kept: dict[tuple[str, str], str], taken: dict[str, str], report: Report
+    item: _Item, folder: Path, kept: dict[tuple[str, str], list[str]], taken: dict[str, str], report: Report
 ) -> None:
     suffix = _picture_suffix(item, report)
     if suffix is None:
@@ -192,7 +198,7 @@ def _keep_picture(
     if stem.lower() not in taken:
         _write(folder / f"{stem}{suffix}", item.data)
         taken[stem.lower()] = stem
-    kept[item.stem] = stem
+    kept.setdefault(item.stem, []).append(stem)
     report.pictures.append(f"{stem}{suffix}")
 
 

@@ -1,0 +1,51 @@
+"""Stands in for a training job, and takes seconds: `python -m tests.ui.fake_job FOLDER`."""
+
+import os
+import signal
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+from PIL import Image
+
+from backend import events
+
+
+def main(folder: Path) -> int:
+    """Train nothing, with the steps of the config; a comment of "stubborn" does not stop, "broken" fails."""
+    config = tomllib.loads((folder / "config.toml").read_text())
+    save = config["save"]
+    output, comment = Path(save["output_dir"]), save.get("training_comment", "")
+    total = config["optim"]["max_train_steps"]
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    print(f"Loading {config['model']['pretrained_model_name_or_path']}", flush=True)
+    events.emit("phase", name="loading", step=0, total=1)
+    if comment == "broken":
+        events.emit("error", message="there is no <b>model</b> here", field="pretrained_model_name_or_path")
+        return 2
+    events.emit("phase", name="training", step=0, total=total)
+    for step in range(1, total + 1):
+        time.sleep(0.02)
+        if asked and comment != "stubborn":
+            break
+        events.emit(
+            "progress", step=step, total=total, epoch=1, epochs=2, loss=0.2 + 1 / (step + 1), lr={"unet": 1e-3},
+            seconds_per_step=0.02, seconds_left=0.02 * (total - step),
+        )  # fmt: skip
+        print(f"step {step}/{total}", flush=True)
+        if step == 10:
+            picture = output / "sample" / "picture.png"
+            picture.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (64, 64), "teal").save(picture)
+            events.emit("sample", path=str(picture), prompt="<img src=x onerror=alert(1)>", step=step, index=0)
+    file = output / f"{save.get('output_name', 'last')}.safetensors"
+    file.write_bytes(b"weights" * 64)
+    events.emit("file", path=str(file), step=total, epoch=2, final=True)
+    return 0
+
+
+if __name__ == "__main__":
+    events.VARIABLE in os.environ or sys.exit("no events file is named")
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,152 @@
+"""The Generate tab in a browser, over a worker that draws one colour from the seed and the multipliers."""
+
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect
+
+pytestmark = pytest.mark.browser
+PARAMETERS = "#parameters textarea"
+
+
+@pytest.fixture(autouse=True)
+def loras(workspace: Path) -> Path:
+    """Two LoRAs of the workspace, as the first test finds them."""
+    folder = workspace / "loras"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in ("horns", "stripes"):
+        (folder / f"{name}.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def open_tab(page: Page) -> None:
+    page.get_by_role("tab", name="Generate").click()
+    page.wait_for_selector(".multiplier")
+
+
+def drag(page: Page, slider: Locator, fraction: float) -> None:
+    """Move a slider's knob with the mouse, as a hand does."""
+    bounds = slider.locator("input[type=range]").bounding_box()
+    assert bounds is not None
+    middle = bounds["y"] + bounds["height"] / 2
+    page.mouse.move(bounds["x"] + bounds["width"] * 2 / 3, middle)
+    page.mouse.down()
+    page.mouse.move(bounds["x"] + bounds["width"] * fraction, middle, steps=4)
+    page.mouse.up()
+
+
+def request_count(page: Page) -> int:
+    return int(page.locator(PARAMETERS).input_value().rpartition("Request: ")[2] or 0)
+
+
+def test_a_released_slider_draws_again_with_the_same_seed_in_the_same_process(
+    open_page: Callable[..., Page], workspace: Path
+) -> None:
+    page = open_page()
+    open_tab(page)
+    page.fill("#prompt textarea", "a zorgon")
+    page.click("#generate")
+    expect(page.locator(PARAMETERS)).to_have_value(re.compile(r"a zorgon\nSeed: 77, Dose: 1, Request: \d+"))
+    count = request_count(page)
+    before = page.locator("#picture img").get_attribute("src")
+    drag(page, page.locator(".multiplier").first, 1.0)
+    expect(page.locator(PARAMETERS)).to_have_value(re.compile(f"Seed: 77, Dose: 2, Request: {count + 1}$"))
+    assert page.locator("#picture img").get_attribute("src") != before
+    expect(page.locator("#history img")).to_have_count(2)
+    with page.expect_download() as download:
+        page.locator("#picture-download").click()
+    with Image.open(download.value.path()) as image:
+        assert image.format == "PNG"
+        assert "Dose: 2" in image.info["parameters"]
+        assert image.getpixel((0, 0)) == (77, 247, 90)
+
+
+def test_rows_are_added_and_removed_and_keep_what_was_set(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    open_tab(page)
+    page.fill("#prompt textarea", "two")
+    drag(page, page.locator(".multiplier").first, 0.5)
+    expect(page.locator(PARAMETERS)).to_have_value(re.compile("Dose: 0.5"))
+    page.click("#lora-add")
+    expect(page.locator(".multiplier")).to_have_count(2)
+    page.click("#generate")
+    expect(page.locator(PARAMETERS)).to_have_value(re.compile("Dose: 1.5"))
+    page.get_by_role("button", name="Remove", exact=True).first.click()
+    expect(page.locator(".multiplier")).to_have_count(1)
+    page.click("#generate")
+    expect(page.locator(PARAMETERS)).to_have_value(re.compile("Dose: 1,"))
+
+
+def test_the_newest_lora_is_chosen_and_one_that_comes_later_too(
+    open_page: Callable[..., Page], workspace: Path
+) -> None:
+    page = open_page()
+    open_tab(page)
+    expect(page.locator(".lora-file input")).to_have_value("loras/horns.safetensors")
+    output = workspace / "jobs" / "20260101-000000-00000000" / "output"
+    output.mkdir(parents=True)
+    (output / "fresh.safetensors").write_bytes(b"weights")
+    page.get_by_role("tab", name="Train").click()
+    page.get_by_role("tab", name="Generate").click()
+    expect(page.locator(".lora-file input")).to_have_value(re.compile("^fresh"))
+    shutil.rmtree(output.parent)
+
+
+def test_a_choice_is_not_taken_back(open_page: Callable[..., Page], workspace: Path) -> None:
+    page = open_page()
+    open_tab(page)
+    page.locator(".lora-file input").click()
+    page.get_by_role("option", name="loras/stripes.safetensors").click()
+    (workspace / "loras" / "apples.safetensors").write_bytes(b"weights")
+    page.get_by_role("tab", name="Train").click()
+    page.get_by_role("tab", name="Generate").click()
+    time.sleep(1.5)
+    expect(page.locator(".lora-file input")).to_have_value("loras/stripes.safetensors")
+    page.locator(".lora-file input").click()
+    expect(page.get_by_role("option", name="loras/apples.safetensors")).to_be_visible()
+
+
+def test_without_a_lora_the_page_says_what_to_do_and_still_draws(open_page: Callable[..., Page], loras: Path) -> None:
+    shutil.rmtree(loras)
+    page = open_page()
+    page.get_by_role("tab", name="Generate").click()
+    expect(page.locator("#loras")).to_contain_text("Train one in the Train tab")
+    page.fill("#prompt textarea", "plain")
+    page.click("#generate")
+    expect(page.locator(PARAMETERS)).to_have_value(re.compile("plain\nSeed: 77, Dose: 0"))
+
+
+def test_complaints_are_lines_that_name_the_field(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    open_tab(page)
+    page.fill("#prompt textarea", "")
+    page.click("#generate")
+    expect(page.locator("#generate-status .problems")).to_have_text("prompt say what to draw")
+    page.fill("#prompt textarea", "fail")
+    page.click("#generate")
+    expect(page.locator("#generate-status .problems")).to_have_text("prompt no <b>luck</b>")
+    page.fill("#prompt textarea", "fine")
+    page.fill("#generate-width input", "65")
+    page.click("#generate")
+    expect(page.locator("#generate-status .problems")).to_have_text("width must be a multiple of 8")
+
+
+def test_a_seed_of_ones_own_is_used(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    open_tab(page)
+    page.fill("#prompt textarea", "seeded")
+    page.fill("#generate-seed input", "5")
+    page.click("#generate")
+    expect(page.locator(PARAMETERS)).to_have_value(re.compile("seeded\nSeed: 5,"))
+
+
+def test_a_phone_can_reach_everything(open_page: Callable[..., Page]) -> None:
+    page = open_page(width=390, height=844)
+    open_tab(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
