@@ -3,9 +3,9 @@
 set -euo pipefail
 root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
 cd -- "$root"
-. scripts/environment.sh
+. docker/environment.sh
 make_environment webui requirements.txt
-make_environment test requirements.txt requirements-test.txt
+make_environment test requirements.txt tests/requirements.txt
 
 if [ -z "${LORALOOM_CHROMIUM:-}" ] && ! command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null; then
     apt_install chromium || say "Chromium is missing and cannot be installed from here: the browser tests will be skipped."

@@ -4,7 +4,7 @@ set -euo pipefail
 root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
 from=$PWD
 cd -- "$root"
-. scripts/environment.sh
+. docker/environment.sh
 make_environment webui requirements.txt
 # Paths in the flags count from where the command was given.
 cd -- "$from"

@@ -13,8 +13,8 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[1]
 MAX_LINES = 400
 FILES = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md", "pyproject.toml", "webui.py"}
-FILES |= {"requirements.txt", "requirements-test.txt", "webui.sh", "test.sh", ".gitignore", ".gitattributes"}
-ROOMS = {".ci", "backend", "benchmarks", "docker", "docs", "presets", "scripts", "tabs", "tests"}
+FILES |= {"requirements.txt", "webui.sh", "test.sh", ".gitignore", ".gitattributes"}
+ROOMS = {".ci", "backend", "benchmarks", "docker", "docs", "presets", "tabs", "tests"}
 
 
 def tracked(pattern: str) -> list[Path]:
@@ -83,7 +83,7 @@ def test_the_scripts_can_be_run():
 
 def test_pins_are_exact_and_gradio_has_its_security_fixes():
     pins = {}
-    for name in ("requirements.txt", "requirements-test.txt"):
+    for name in ("requirements.txt", "tests/requirements.txt"):
         for line in (PROJECT / name).read_text().splitlines():
             if line and not line.startswith("#"):
                 package, exact, version = line.partition(";")[0].strip().partition("==")

@@ -1,1 +1,1 @@
-"""The demo: a tiny Stable Diffusion 1 model of our own, trained on monsters drawn by code, and what proves that it works."""
+"""The demo: a tiny Stable Diffusion 1 model of our own, trained on drawn monsters, and the proof that it works."""

@@ -93,11 +93,18 @@ class Average:
 class BaseTrainer:
     """One resumable run over U-Net and text encoder.
 
-    The step is a fixed sequence of kernels on buffers filled from the CPU, so that on a GPU it is captured once as a CUDA
-    graph: the network is so small that launching kernels one by one would take most of the time.
+    The step is a fixed sequence of kernels on buffers filled from the CPU, so that on a GPU it is captured once as a
+    CUDA graph: the network is so small that launching kernels one by one would take most of the time.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, data: TrainingPictures, seed: int, peak_rate: float = 1e-3) -> None:
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        data: TrainingPictures,
+        seed: int,
+        peak_rate: float = 1e-3,
+    ) -> None:
         self.unet, self.text_encoder, self.data, self.seed, self.peak_rate = unet, text_encoder, data, seed, peak_rate
         self.device = data.latents.device
         self.parameters = [*unet.parameters(), *text_encoder.parameters()]
@@ -116,7 +123,9 @@ class BaseTrainer:
         self.step = 0
         self._replay: Callable[[], None] | None = None
 
-    def run(self, until: int, total: int, batch_size: int, report: Callable[[int, float], None], graph: bool = False) -> None:
+    def run(
+        self, until: int, total: int, batch_size: int, report: Callable[[int, float], None], graph: bool = False
+    ) -> None:
         """Trains up to step `until` of a schedule of `total` steps."""
         if self._replay is None:
             self._make_buffers(batch_size)
@@ -144,7 +153,9 @@ class BaseTrainer:
     def load_state(self, state: dict) -> None:
         """Takes up a `state()`."""
         self.step = state["step"]
-        for live, shadow, p, a in zip(self.parameters, self.average.shadow, state["parameters"], state["average"], strict=True):
+        for live, shadow, p, a in zip(
+            self.parameters, self.average.shadow, state["parameters"], state["average"], strict=True
+        ):
             live.copy_(p)
             shadow.copy_(a)
         self.optimizer.load_state_dict(state["optimizer"])

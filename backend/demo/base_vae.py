@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from backend.draws import draw_key
@@ -77,7 +76,7 @@ def train_vae(
 
 
 def one_cycle(step: int, steps: int, peak: float) -> float:
-    """A learning rate that climbs linearly over the first 5 % of the steps and falls with a cosine to 1 % of the peak."""
+    """The learning rate: up linearly over the first 5 % of the steps, down with a cosine to 1 % of the peak."""
     warm = max(1, round(0.05 * steps))
     if step < warm:
         return peak * (step + 1) / warm
@@ -97,7 +96,7 @@ def encode(vae: AutoencoderKL, pictures: torch.Tensor, batch_size: int = 256) ->
 
 @torch.no_grad()
 def fold_scale(vae: AutoencoderKL, latents: torch.Tensor, deviation: float = 1 / LATENT_SCALE) -> None:
-    """Shifts and scales the latent channels, in place, to zero mean and a standard deviation of `deviation` per channel.
+    """Shifts and scales the latent channels, in place: zero mean and a standard deviation of `deviation` each.
 
     Args:
         vae: its quant convolutions take the change; what it reconstructs stays the same.
@@ -123,4 +122,3 @@ def reconstruction_psnr(vae: AutoencoderKL, pictures: torch.Tensor, batch_size: 
         output = vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
         squares.append(((output - x) / 2).square().mean((1, 2, 3)))
     return float(-10 * torch.log10(torch.cat(squares).mean()))
-

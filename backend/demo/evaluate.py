@@ -1,8 +1,9 @@
 """Measures the demo: `python -m backend.demo.evaluate [--lora FILE] [--multipliers 0 0.5 1] [--json]`.
 
-Without a LoRA: does the base model follow prompts that it has never seen, and how well does its autoencoder reconstruct?
-With one: how often does the new feature appear at each multiplier, with the new word and without it, and are shape,
-colour and background still obeyed? Every picture is drawn by the engine that `gen_img` uses and read by the picture reader.
+Without a LoRA: does the base model follow prompts that it has never seen, and how well does its autoencoder
+reconstruct? With one: how often does the new feature appear at each multiplier, with the new word and without it, and
+are shape, colour and background still obeyed? Every picture is drawn by the engine that `gen_img` uses and read by the
+picture reader.
 """
 
 import argparse
@@ -63,19 +64,23 @@ def share(values: list[bool]) -> float:
 
 
 def evaluate_base(hot: GenerationModel, request: Request, count: int) -> dict[str, float]:
-    """How well the base model follows `count` held-out prompts, and the autoencoder's PSNR in dB on as many pictures."""
+    """How well the base model follows `count` held-out prompts, and the autoencoder's PSNR in dB on drawn pictures."""
     monsters = held_out_monsters(count, "evaluate base")
     readings = read_all(draw_prompts(hot, [caption(monster) for monster in monsters], request))
     pictures = torch.from_numpy(np.stack([draw(monster) for monster in monsters]))
     rates = followed(readings, monsters)
-    return {**rates, "affected": share([r.affected for r in readings]), "vae_psnr": reconstruction_psnr(hot.model.vae, pictures)}
+    return {
+        **rates,
+        "affected": share([r.affected for r in readings]),
+        "vae_psnr": reconstruction_psnr(hot.model.vae, pictures),
+    }
 
 
 def evaluate_lora(hot: GenerationModel, request: Request, count: int) -> dict[str, dict[str, float]]:
     """Rates over `count` prompts with the new word and as many without, with whatever LoRA the model carries.
 
     Returns:
-        `with_word` and `without_word`, each with: feature (horns and stripes), affected (either of them) and what was followed.
+        `with_word` and `without_word`, each with: feature (horns and stripes), affected (either), what was followed.
     """
     monsters = held_out_monsters(count, "evaluate lora")
     report = {}

@@ -1,7 +1,7 @@
 """Writes the demo dataset: `python -m backend.demo.make_dataset backend/demo/dataset`.
 
-Twelve pictures of zorgons, which have horns and stripes as no monster the base model has seen, and twelve plain monsters
-as regularisation pictures, so that the feature is tied to the new word and not to every monster.
+Twelve pictures of zorgons, which have horns and stripes as no monster that the base model has seen, and twelve plain
+monsters as regularisation pictures, so that the feature is tied to the new word and not to every monster.
 """
 
 import sys

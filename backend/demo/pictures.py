@@ -1,7 +1,7 @@
-"""Draws the demo's pictures: little monsters with a shape, a colour, eyes and a background, and the captions that go with them.
+"""Draws the demo's pictures, little monsters with a shape, a colour, eyes and a background, and writes their captions.
 
-Everything is a pure function of a `Monster`; `random_monster` and `random_caption` take the generator that they draw from. Sizes are
-in pixels of a 64 px picture and scale with `size`.
+Everything is a pure function of a `Monster`; `random_monster` and `random_caption` take the generator that they draw
+from. Sizes are in pixels of a 64 px picture and scale with `size`.
 """
 
 import math
@@ -76,7 +76,7 @@ def all_kinds() -> list[tuple[str, str, int, str]]:
 
 
 def is_held_out(kind: tuple[str, str, int, str]) -> bool:
-    """Whether a combination is kept away from training, so that evaluation asks for what was never seen (one in six)."""
+    """Whether a combination (one in six) is kept away from training, for evaluation to ask for what was never seen."""
     shape, colour, eyes, background = kind
     place = SHAPES.index(shape) + 2 * list(COLOURS).index(colour) + 3 * eyes + 5 * list(BACKGROUNDS).index(background)
     return place % 6 == 0
@@ -177,7 +177,7 @@ def _rounded(corners: np.ndarray, radius: float) -> np.ndarray:
 
 
 def body_mask(monster: Monster, scale: float, side: int) -> np.ndarray:
-    """The body's silhouette, 0 or 255, uint8 [side, side]; `scale` is canvas pixels per pixel of a 64 px picture."""
+    """The body's silhouette, 0 or 255, uint8 [side, side]; `scale`: canvas pixels per pixel of a 64 px picture."""
     mask = np.zeros((side, side), np.uint8)
     points = (outline(monster.shape, monster.radius, monster.tilt) + (monster.x, monster.y)) * scale
     cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 255)
@@ -229,6 +229,8 @@ def draw_face(canvas: np.ndarray, monster: Monster, scale: float) -> None:
     cv2.ellipse(canvas, middle, axes, 0, 10, 170, INK, thickness=round(1.5 * scale), lineType=cv2.LINE_AA)
 
 
-def _disc(canvas: np.ndarray, centre: tuple[float, float], radius: float, colour: tuple[int, ...], scale: float) -> None:
+def _disc(
+    canvas: np.ndarray, centre: tuple[float, float], radius: float, colour: tuple[int, ...], scale: float
+) -> None:
     place = (round(centre[0] * scale), round(centre[1] * scale))
     cv2.circle(canvas, place, round(radius * scale), colour, thickness=-1, lineType=cv2.LINE_AA)

@@ -1,6 +1,7 @@
 """Reads a demo picture back: which monster it shows, so that a test can say whether a prompt was followed.
 
-Plain image processing on a uint8 RGB picture, no learned parts. `tests/demo` holds it against drawn pictures, clean and noisy.
+Plain image processing on a uint8 RGB picture, no learned parts. `tests/demo` holds it against drawn pictures, clean and
+spoilt.
 """
 
 from dataclasses import dataclass
@@ -64,7 +65,9 @@ def read(picture: np.ndarray) -> Reading:
     if picture.shape != (64, 64, 3) or picture.dtype != np.uint8:
         raise ValueError(f"expected uint8 [64, 64, 3], got {picture.dtype} {list(picture.shape)}")
     pixels = picture.astype(np.float32)
-    border = np.median(np.concatenate([pixels[:3].reshape(-1, 3), pixels[:, :3].reshape(-1, 3), pixels[:, -3:].reshape(-1, 3)]), 0)
+    border = np.median(
+        np.concatenate([pixels[:3].reshape(-1, 3), pixels[:, :3].reshape(-1, 3), pixels[:, -3:].reshape(-1, 3)]), 0
+    )
     background = _nearest(border, BACKGROUNDS)
     colour, body = _find_body(pixels, border)
     if not colour:
@@ -87,7 +90,9 @@ def _find_body(pixels: np.ndarray, border: np.ndarray) -> tuple[str, np.ndarray]
     """The body's colour by vote of the pixels that are neither background, ink nor white, and its filled silhouette."""
     names = list(COLOURS)
     to_colours = np.stack([_distance(pixels, COLOURS[name]) for name in names], axis=-1)
-    others = np.minimum(np.minimum(_distance(pixels, border), _distance(pixels, INK)), _distance(pixels, (250, 250, 250)))
+    others = np.minimum(
+        np.minimum(_distance(pixels, border), _distance(pixels, INK)), _distance(pixels, (250, 250, 250))
+    )
     coloured = to_colours.min(-1) < np.minimum(others, 95)
     votes = np.bincount(to_colours.argmin(-1)[coloured], minlength=len(names))
     if votes.max() < 60:

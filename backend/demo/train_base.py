@@ -1,7 +1,7 @@
-"""Trains the demo's base model from nothing: `python -m backend.demo.train_base --work_dir DIR --save_to backend/demo/model`.
+"""Trains the demo's base model: `python -m backend.demo.train_base --work_dir DIR --save_to backend/demo/model`.
 
 Three stages, each kept in the work folder so that a broken run goes on where it stopped: pictures drawn by code, the
-autoencoder, then U-Net and text encoder. A GPU needs minutes, two CPU cores a few hours (`--unet_steps 10000 --batch_size 32`).
+autoencoder, then U-Net and text encoder. A GPU needs minutes, two CPU cores a few hours.
 """
 
 import argparse
@@ -36,8 +36,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vae_steps", type=int, default=2200)
     parser.add_argument("--unet_steps", type=int, default=10000)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop the last stage after so many minutes in all and save")
-    parser.add_argument("--start_from", type=Path, help="a model this script saved, to go on from instead of from nothing")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="stop the last stage after so many minutes in all and save"
+    )
+    parser.add_argument(
+        "--start_from", type=Path, help="a model this script saved, to go on from instead of from nothing"
+    )
     parser.add_argument("--peak_rate", type=float, default=1.0, help="factor on the peak learning rates")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--graph", action="store_true", help="capture the step as a CUDA graph")
@@ -77,7 +81,9 @@ def vae_stage(options: argparse.Namespace, plain: torch.Tensor, ornamented: torc
         vae.load_state_dict(torch.load(file, weights_only=True))
         return vae.eval()
     if options.start_from:
-        vae.load_state_dict(AutoencoderKL.from_pretrained(options.start_from / "vae", torch_dtype=torch.float32).state_dict())
+        vae.load_state_dict(
+            AutoencoderKL.from_pretrained(options.start_from / "vae", torch_dtype=torch.float32).state_dict()
+        )
         base_vae.fold_scale(vae, base_vae.encode(vae, plain[:4096]), deviation=1.0)
     started = time.time()
 
@@ -125,14 +131,19 @@ def _save_state(trainer: base_unet.BaseTrainer, file: Path) -> None:
 
 
 @torch.no_grad()
-def evaluate(trainer: base_unet.BaseTrainer, vae: AutoencoderKL, tokenizer: object, scale: float) -> tuple[dict, np.ndarray]:
+def evaluate(
+    trainer: base_unet.BaseTrainer, vae: AutoencoderKL, tokenizer: object, scale: float
+) -> tuple[dict, np.ndarray]:
     """Rates over 128 held-out prompts, and the first 48 pictures as one sheet."""
     held_out = [kind for kind in all_kinds() if is_held_out(kind)]
     chance = random.Random(0)
     monsters = [random_monster(chance, chance.choice(held_out)) for _ in range(128)]
     device = trainer.device
     ids = _tokenize(tokenizer, [caption(monster) for monster in monsters]).to(device)
-    contexts = trainer.text_encoder(ids).last_hidden_state, trainer.text_encoder(trainer.data.empty[None]).last_hidden_state
+    contexts = (
+        trainer.text_encoder(ids).last_hidden_state,
+        trainer.text_encoder(trainer.data.empty[None]).last_hidden_state,
+    )
     latents = base_unet.sample(trainer.unet, contexts, scale, seed=0)
     pixels = torch.cat([vae.decode(part).sample for part in latents.split(32)]).clamp(-1, 1)
     pictures = ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -175,9 +186,12 @@ def main() -> None:
     plain, ornamented = plain.to(options.device), ornamented.to(options.device)
     vae = vae_stage(options, plain, ornamented)
     psnr = base_vae.reconstruction_psnr(vae, plain[-1024:])
-    print(f"vae: {psnr:.2f} dB on plain pictures, {base_vae.reconstruction_psnr(vae, ornamented[-1024:]):.2f} dB with ornaments")
+    with_ornaments = base_vae.reconstruction_psnr(vae, ornamented[-1024:])
+    print(f"vae: {psnr:.2f} dB on plain pictures, {with_ornaments:.2f} dB with ornaments")
     tokenizer = clip_tokenizer()
-    ids = _tokenize(tokenizer, [text for texts in captions for text in texts]).view(len(plain), CAPTIONS_PER_PICTURE, 77)
+    ids = _tokenize(tokenizer, [text for texts in captions for text in texts]).view(
+        len(plain), CAPTIONS_PER_PICTURE, 77
+    )
     latents = base_vae.encode(vae, plain) * base_vae.LATENT_SCALE
     empty = _tokenize(tokenizer, [""])[0]
     data = base_unet.TrainingPictures(latents, ids.to(options.device), empty.to(options.device))

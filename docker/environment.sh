@@ -84,7 +84,7 @@ install_requirements() {
 }
 
 # A hash of the files and of the python that the environment was made with.
-fingerprint() { { cat "$@" scripts/environment.sh && readlink -f "$python"; } | sha256sum | cut -d' ' -f1; }
+fingerprint() { { cat "$@" docker/environment.sh && readlink -f "$python"; } | sha256sum | cut -d' ' -f1; }
 
 make_environment() {
     local stamp=$venv/.$1
