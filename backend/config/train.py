@@ -99,7 +99,7 @@ class Optim(Section):
     """Learning rate of the text encoder's network; left out, learning_rate."""
 
     optimizer_type: Literal["AdamW", "AdamW8bit"] = "AdamW"
-    """Optimizer. AdamW8bit saves memory and needs an NVIDIA GPU."""
+    """Optimizer. AdamW8bit keeps its state in 8 bits, which saves memory."""
 
     optimizer_args: Annotated[dict[str, Any], ADVANCED] = Field(default_factory=dict)
     """Further arguments of the optimizer, such as "weight_decay=0.01" "betas=0.9,0.99"."""
