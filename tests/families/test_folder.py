@@ -43,6 +43,11 @@ def test_diffusers_reads_our_folder(folder: Path, checkpoint: Checkpoint) -> Non
     assert pipe.vae.config.scaling_factor == 0.18215
 
 
+def test_the_text_encoder_is_named_as_every_version_of_transformers_expects(folder: Path) -> None:
+    names = load_file(folder / "text_encoder/model.safetensors")
+    assert all(name.startswith("text_model.") for name in names)
+
+
 def test_we_read_what_diffusers_writes(folder: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float16, local_files_only=True)
     pipe.save_pretrained(tmp_path / "theirs")

@@ -88,6 +88,14 @@ def test_a_sampled_latent_does_not_depend_on_its_batch(model: Model) -> None:
     assert not torch.allclose(both[:1], model.family.encode_images(model, pixels[:1]), atol=1e-5)
 
 
+def test_pictures_are_encoded_and_decoded_without_gradients(model: Model) -> None:
+    model.vae.requires_grad_(True)
+    latents = model.family.encode_images(model, torch.zeros(1, 3, 64, 64))
+    pixels = model.family.decode_latents(model, latents)
+    model.vae.requires_grad_(False)
+    assert not latents.requires_grad and not pixels.requires_grad
+
+
 def test_conditioning_moves_repeats_and_joins() -> None:
     one = Conditioning(torch.ones(1, 2, 3), torch.ones(1, 4), {"size": torch.ones(1, 6)})
     two = Conditioning(torch.zeros(1, 2, 3), torch.zeros(1, 4), {"size": torch.zeros(1, 6)})
