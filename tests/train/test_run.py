@@ -18,6 +18,7 @@ from backend.config.base import read_toml, resolve, values
 from backend.config.train import TrainNetwork
 from backend.errors import UserError
 from backend.generate.images import read_parameters
+from backend.generate.pipeline import denoise
 from backend.lora.file import read_lora
 from backend.lora.metadata import file_hashes
 from backend.train.loop import run, train
@@ -145,6 +146,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_file(run_of,
     assert read_lora(prepared.outputs.epoch(1)).layers
 
 
+def test_a_loss_is_judged_before_its_weights_are_saved(run_of, dataset, monkeypatch) -> None:
+    # Nothing is told in between, so that saving alone has the loss read.
+    monkeypatch.setattr("backend.train.progress.EVENT_INTERVAL", float("inf"))
+    monkeypatch.setattr("backend.train.progress.LOG_LINES", 0.1)
+    losses = iter([1.0, torch.inf])
+    monkeypatch.setattr("backend.train.loop.training_step", lambda *_: torch.tensor(next(losses)))
+    prepared = run_of(dataset_config=str(dataset(count=1, batch_size=1)), max_train_epochs=4, save_every_n_epochs=1)
+    with pytest.raises(UserError, match="loss became inf at step 2"):
+        train(prepared)
+    assert names(prepared.outputs.folder) == ["test-000001.safetensors", "test.config.toml"]
+
+
 def test_weights_that_are_not_finite_are_not_saved(run_of) -> None:
     prepared = run_of(max_train_steps=1)
     step = prepared.optimizer.step
@@ -168,17 +181,24 @@ def test_half_precision_and_xformers_without_a_gpu_say_so_and_go_on(run_of, caps
     assert len(train(prepared).losses) == 1
 
 
-def test_sample_pictures_change_nothing_in_training(run_of, dataset, tmp_path) -> None:
+def test_sample_pictures_change_nothing_in_training(run_of, dataset, tmp_path, monkeypatch) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("# two\na red disc --d 3 --s 2\na blue disc --s 2 --ss euler_a --w 72 --l 1\n", encoding="utf-8")
     data = {"dataset_config": str(dataset(count=2, batch_size=1)), "max_train_steps": 4, "gradient_checkpointing": True}
     plain = train(run_of(**data)).losses
     sampled = run_of(**data, sample_prompts=str(prompts), sample_at_first=True, sample_every_n_steps=3)
+    modes = []
+
+    def watched(model, request, seeds):
+        modes.append((model.unet.training, model.text_encoders[0].training))
+        return denoise(model, request, seeds)
+
+    monkeypatch.setattr("backend.train.samples.denoise", watched)
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
     assert train(sampled).losses == plain
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert sampled.model.unet.training
+    assert sampled.model.unet.training and modes == [(False, False)] * 4
     folder = sampled.outputs.folder / "sample"
     seed = sampled.sampling.requests[1].seed
     files = [f"test_{step}_{n}.png" for step in ("000000", "000003") for n in ("00_3", f"01_{seed}")]
