@@ -45,8 +45,16 @@ class RunPanel:
     @property
     def outputs(self) -> list[Any]:
         return [
-            self.watch, self.stop, self.jobs, self.status, self.plot, self.samples, self.files, self.log, self.timer
-        ]  # fmt: skip
+            self.watch,
+            self.stop,
+            self.jobs,
+            self.status,
+            self.plot,
+            self.samples,
+            self.files,
+            self.log,
+            self.timer,
+        ]
 
 
 def draw_panel(services: Services, command: str, verb: str, idle: tuple[str, str]) -> RunPanel:

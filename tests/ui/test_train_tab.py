@@ -40,6 +40,12 @@ def set_option(page: Page, name: str, value: str) -> None:
     field.blur()
 
 
+def bring(page: Page, file: Path) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.click("#preset-import")
+    chooser.value.set_files(file)
+
+
 def test_only_tabs_that_hold_something_are_shown(open_page: Callable[..., Page]) -> None:
     page = open_page()
     assert page.locator("button[role=tab]:visible").all_inner_texts() == ["Train", "Generate"]
@@ -180,10 +186,10 @@ def test_export_and_import_are_each_others_way_back(open_page: Callable[..., Pag
     assert tomllib.loads(text)["network"]["network_dim"] == 23
     file = tmp_path / "flat.toml"
     file.write_text("network_dim = 31\n")
-    page.set_input_files("#preset-import input[type=file]", file)
+    bring(page, file)
     expect(page.locator("#option-network_dim input")).to_have_value("31")
     file.write_text("network_dmi = 31\n")
-    page.set_input_files("#preset-import input[type=file]", file)
+    bring(page, file)
     expect(page.locator("#preset-answer")).to_contain_text("did you mean network_dim?")
 
 
