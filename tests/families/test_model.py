@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,9 @@ def test_hashes_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert model_hashes(path) == expected
     monkeypatch.setattr(hashes, "file_hashes", lambda path: {"new_sd_model_hash": "computed again"})
     assert model_hashes(path) == expected
+    stamp = path.stat().st_mtime_ns
     path.write_bytes(data + b"!")
+    os.utime(path, ns=(stamp, stamp))
     assert model_hashes(path)["new_sd_model_hash"] == "computed again"
     assert len(json.loads((tmp_path / "cache/lora-loom/model_hashes.json").read_text())) == 2
 

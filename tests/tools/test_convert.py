@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from backend.__main__ import main
 from backend.config.argv import from_argv
@@ -92,6 +92,16 @@ def test_a_failed_conversion_leaves_nothing(folder: Path, tmp_path: Path) -> Non
     finally:
         config.write_text(before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_incomplete_model_is_not_converted(folder: Path, tmp_path: Path) -> None:
+    convert(str(folder), tmp_path / "m.safetensors")
+    tensors = load_file(tmp_path / "m.safetensors")
+    del tensors["model.diffusion_model.out.0.weight"]
+    save_file(tensors, tmp_path / "m.safetensors")
+    with pytest.raises(UserError, match="1 tensors are missing: unet.conv_norm_out.weight"):
+        convert(str(tmp_path / "m.safetensors"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_source(tmp_path: Path) -> None:
