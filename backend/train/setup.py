@@ -188,9 +188,8 @@ def place_model(model: Model, config: TrainNetwork, device: torch.device, dtype:
     if message:
         warn(message)
     if config.speed.gradient_checkpointing:
-        # The libraries only checkpoint modules in training mode; none of these has a dropout that it would switch on.
         model.unet.enable_gradient_checkpointing()
-        model.unet.train()
+        # transformers checkpoints in training mode only; CLIP has no dropout that the mode would switch on.
         for encoder in model.text_encoders if trains_text else ():
             encoder.activation_checkpointing_enable()
             encoder.train()

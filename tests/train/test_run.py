@@ -198,7 +198,7 @@ def test_sample_pictures_change_nothing_in_training(run_of, dataset, tmp_path, m
     state = torch.random.get_rng_state()
     assert train(sampled).losses == plain
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert sampled.model.unet.training and modes == [(False, False)] * 4
+    assert sampled.model.text_encoders[0].training and modes == [(False, False)] * 4
     folder = sampled.outputs.folder / "sample"
     seed = sampled.sampling.requests[1].seed
     files = [f"test_{step}_{n}.png" for step in ("000000", "000003") for n in ("00_3", f"01_{seed}")]
@@ -240,15 +240,19 @@ def test_a_stopped_run_finishes_its_step_and_saves(config_of, tmp_path, dataset,
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
-    while not any(e["event"] == "progress" and e["step"] >= 2 for e in events.read(told)[0]):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-        time.sleep(0.05)
-    if ending == signal.SIGINT:
-        os.killpg(process.pid, ending)
-    else:
-        process.send_signal(ending)
-    output, _ = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not any(e["event"] == "progress" and e["step"] >= 2 for e in events.read(told)[0]):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        if ending == signal.SIGINT:
+            os.killpg(process.pid, ending)
+        else:
+            process.send_signal(ending)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, output
     (saved,) = config.save.output_dir.glob("*.safetensors")
     step = int(re.fullmatch(r"test-step(\d{8})\.safetensors", saved.name).group(1))
