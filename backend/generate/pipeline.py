@@ -205,7 +205,9 @@ class GenerationModel:
                 "choose a LoRA made for this model",
                 field=str(path),
             )
-        return replace(layer, down=layer.down.to(self.device).float(), up=layer.up.to(self.device).float())
+        # Copies, as the tensors may be mapped from the file, which someone may overwrite while it is in use.
+        down, up = (factor.to(self.device, torch.float32, copy=True) for factor in (layer.down, layer.up))
+        return replace(layer, down=down, up=up)
 
     def pictures(
         self, request: Request, batch_size: int = 1, on_step: OnStep | None = None

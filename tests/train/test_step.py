@@ -159,6 +159,8 @@ def test_the_base_model_stays_as_it_is_bit_for_bit(run_of, options) -> None:
 
 def test_a_seed_gives_the_same_losses_and_weights_every_time(run_of) -> None:
     runs = [run_of(max_train_steps=2, seed=seed) for seed in (7, 7, 8)]
+    starts = [run.parameters[0].detach().clone() for run in runs]
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
     losses = [train(run).losses for run in runs]
     assert losses[0] == losses[1] != losses[2]
     first, second = (run.network.state_dict() for run in runs[:2])
