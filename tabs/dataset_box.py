@@ -79,7 +79,7 @@ def draw_dataset_box(services: Services) -> DatasetBox:
                 remove = gr.Button("Remove picture", size="sm", elem_id="picture-remove")
         made: dict[str, Component] = {}
         for switches in (False, True):
-            with gr.Row(elem_classes=["options"]):
+            with gr.Row(elem_classes=["options", "narrow"]):
                 for name in datasets.FIELDS:
                     if (LEAVES[name].kind == "bool") is switches:
                         made[name] = _setting(LEAVES[name])

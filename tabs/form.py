@@ -219,15 +219,22 @@ def _draw_options(form: Form, group: list[Leaf], special: Mapping[str, Callable[
         form.widgets[leaf.name] = maker(leaf)
 
     wide = [leaf for leaf in group if leaf.name in special or leaf.widget in special or leaf.widget == "text"]
+    several = [leaf for leaf in group if leaf.kind in ("list", "table") and leaf not in wide]
+    switches = [leaf for leaf in group if leaf.kind == "bool" and leaf not in wide]
+    others = [leaf for leaf in group if leaf not in wide + several + switches]
+    # Full width, or side by side.
     for leaf in wide:
         make(leaf)
-    switches = [leaf for leaf in group if leaf.kind == "bool" and leaf not in wide]
-    others = [leaf for leaf in group if leaf.kind != "bool" and leaf not in wide]
-    for row in (others, switches):
-        if row:
-            with gr.Row(elem_classes=["options"]):
-                for leaf in row:
-                    make(leaf)
+    if others:
+        with gr.Row(elem_classes=["options"]):
+            for leaf in others:
+                make(leaf)
+    for leaf in several:
+        make(leaf)
+    if switches:
+        with gr.Row(elem_classes=["options"]):
+            for leaf in switches:
+                make(leaf)
 
 
 def _matches(leaf: Leaf, words: Sequence[str]) -> bool:

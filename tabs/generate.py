@@ -11,10 +11,11 @@ from gradio.components import Component
 
 from backend.config.base import leaves
 from backend.config.generate import GenImg
+from backend.errors import UserError
 from backend.jobs import Jobs
 from backend.serving import Services
-from backend.workspace import DEMO_MODEL, Workspace
-from tabs import train
+from backend.workspace import DEMO_MODEL, PROJECT, Workspace
+from tabs import datasets, train
 from tabs.drawing import Canvas, run
 from tabs.text import empty, moment
 
@@ -141,11 +142,17 @@ def _draw_prompt(services: Services) -> tuple[gr.Dropdown, gr.Textbox, gr.Textbo
 
 
 def first_prompt(workspace: Workspace) -> str:
-    """A prompt to begin with: the first of the demo preset's sample prompts, without its flags."""
-    path = train.preset_values(workspace, train.PRESET).get("sample_prompts")
-    text = train.read_text(str(path), (train.PROJECT,)) if path else None
-    lines = [line for line in (text or "").splitlines() if line.strip() and not line.startswith("#")]
-    return lines[0].partition(" --")[0].strip() if lines else ""
+    """A prompt to begin with: the first of the demo preset's samples, else its dataset's first caption."""
+    preset = train.preset_values(workspace, train.PRESET)
+    text = train.read_text(str(preset.get("sample_prompts", "")), (PROJECT,)) or ""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if lines:
+        return lines[0].partition(" --")[0].strip()
+    try:
+        pictures = datasets.open_dataset(workspace, str(preset.get("dataset_config", ""))).pictures()
+    except UserError:
+        return ""
+    return next((picture.caption for picture in pictures), "")
 
 
 def _draw_settings(model: gr.Dropdown, prompt: gr.Textbox, negative: gr.Textbox) -> Settings:

@@ -80,7 +80,7 @@ def draw_panel(services: Services, command: str, verb: str, idle: tuple[str, str
         x_title="step",
         y_title="loss",
         color_title=" ",
-        height=240,
+        height=220,
         show_label=False,
         buttons=["fullscreen"],
         visible=False,
@@ -89,7 +89,7 @@ def draw_panel(services: Services, command: str, verb: str, idle: tuple[str, str
     samples = gr.Gallery(
         label="Sample pictures",
         columns=4,
-        height=240,
+        height=200,
         object_fit="contain",
         buttons=["download", "fullscreen"],
         interactive=False,
@@ -101,7 +101,7 @@ def draw_panel(services: Services, command: str, verb: str, idle: tuple[str, str
     )
     jobs = gr.Radio([], label="Runs", elem_id="jobs", visible=False)
     with gr.Accordion("Log", open=True, elem_id="log-box"):
-        log = gr.Textbox(show_label=False, lines=10, max_lines=10, autoscroll=True, elem_id="log", container=False)
+        log = gr.Textbox(show_label=False, lines=8, max_lines=8, autoscroll=True, elem_id="log", container=False)
     panel = RunPanel(
         command, start, stop, problems, jobs, status, plot, samples, files, log, gr.State(Watch()), gr.Timer(TICK)
     )

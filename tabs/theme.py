@@ -84,7 +84,7 @@ THEME = gr.themes.Base(
 )
 
 CSS = """
-.gradio-container { width: 100%; max-width: 1560px !important; margin: 0 auto !important; }
+.gradio-container { overflow: clip visible !important; width: 100%; max-width: 1560px !important; margin: 0 auto !important; }
 #brand { padding: 2px 0 0; }
 #brand .brand { display: flex; align-items: center; gap: 10px; }
 #brand svg { width: 30px; height: 30px; flex: none; }
@@ -102,9 +102,12 @@ CSS = """
 .option .info-text { line-height: 1.35; margin-bottom: 4px; }
 .hide-container > .html-container { padding: 0 !important; }
 .block:has(> .html-container > .prose:empty) { display: none; }
+.options.narrow > .form { grid-template-columns: repeat(auto-fit, minmax(min(130px, 100%), 1fr)); }
+.container > .wrap > .wrap-inner { min-height: 34px; }
 .hint { color: var(--body-text-color-subdued); font-size: .88rem; line-height: 1.45; }
 .hint p { margin: 0; }
 .invalid input, .invalid textarea, .invalid .wrap-inner { border-color: #dc2626 !important; }
+.invalid .info-text { color: #dc2626; } .dark .invalid .info-text { color: #f87171; }
 .invalid, .invalid .wrap { border-color: #dc2626 !important; }
 .problems { border: 1px solid #dc2626; border-left-width: 4px; border-radius: 8px; padding: 10px 14px;
   background: color-mix(in srgb, #dc2626 7%, var(--block-background-fill)); line-height: 1.45; }
@@ -146,16 +149,22 @@ CSS = """
 #picture img { width: 100%; height: 100%; object-fit: contain; }
 .crisp img { image-rendering: pixelated; }
 #dataset-pictures .grid-container { grid-template-columns: repeat(auto-fill, minmax(86px, 1fr)); }
-#dataset-pictures .caption-label, #samples .caption-label { font-size: .75rem; max-width: 100%; white-space: nowrap;
+#samples .grid-container, #history .grid-container { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); }
+#samples .grid-wrap, #history .grid-wrap { padding-top: 30px; }
+#dataset-pictures .caption-label, #history .caption-label, #samples .caption-label { font-size: .75rem;
+  max-width: 100%; white-space: nowrap;
   overflow: hidden; text-overflow: ellipsis; }
 .lora-row { align-items: end; }
 footer { opacity: .7; }
+#run-column { flex-wrap: nowrap; scrollbar-width: thin; }
+#run-column > * { flex-shrink: 0; max-width: 100%; }
 @media (min-width: 1000px) {
   #run-column { position: sticky; top: 10px; align-self: flex-start; max-height: calc(100vh - 20px); overflow-y: auto; }
 }
 @media (max-width: 999px) {
+  #brand span { display: none; }
   #train-columns { flex-direction: column-reverse; }
-  #train-columns > *, #generate-columns > * { min-width: 100% !important; }
+  #train-columns > *, #generate-columns > * { min-width: 0 !important; width: 100%; }
 }
 """
 

@@ -35,10 +35,10 @@ def main(folder: Path) -> int:
             seconds_per_step=0.02, seconds_left=0.02 * (total - step),
         )  # fmt: skip
         print(f"step {step}/{total}", flush=True)
-        if step == 10:
-            picture = output / "sample" / "picture.png"
+        if step % 20 == 10 and step < 100:
+            picture = output / "sample" / f"picture-{step}.png"
             picture.parent.mkdir(exist_ok=True)
-            Image.new("RGB", (64, 64), "teal").save(picture)
+            Image.new("RGB", (64, 64), (step, 128, 128)).save(picture)
             events.emit("sample", path=str(picture), prompt="<img src=x onerror=alert(1)>", step=step, index=0)
     file = output / f"{save.get('output_name', 'last')}.safetensors"
     file.write_bytes(b"weights" * 64)
