@@ -84,7 +84,7 @@ def evaluate_lora(hot: GenerationModel, request: Request, count: int) -> dict[st
     """
     monsters = held_out_monsters(count, "evaluate lora")
     report = {}
-    for name, word in (("with_word", NEW_WORD), ("without_word", "")):
+    for name, word in (("with_word", NEW_WORD), ("without_word", "monster")):
         readings = read_all(draw_prompts(hot, [caption(monster, word) for monster in monsters], request))
         marks = {"feature": share([r.feature for r in readings]), "affected": share([r.affected for r in readings])}
         report[name] = {**marks, **followed(readings, monsters)}

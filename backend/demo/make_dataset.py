@@ -40,7 +40,7 @@ def write(folder: Path, chosen: list[Monster], word: str) -> None:
     """Writes `<name>.png` and `<name>.txt` for each monster."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, monster in enumerate(chosen):
-        name = f"{word or 'monster'}-{index + 1:02d}"
+        name = f"{word}-{index + 1:02d}"
         cv2.imwrite(str(folder / f"{name}.png"), draw(monster)[..., ::-1])
         (folder / f"{name}.txt").write_text(caption(monster, word) + "\n", encoding="utf-8")
 
@@ -48,7 +48,7 @@ def write(folder: Path, chosen: list[Monster], word: str) -> None:
 def main() -> None:
     target = Path(sys.argv[1])
     write(target / "images", [with_feature(monster) for monster in monsters(seed=1)], NEW_WORD)
-    write(target / "regularisation", monsters(seed=2), "")
+    write(target / "regularisation", monsters(seed=2), "monster")
 
 
 if __name__ == "__main__":

@@ -107,10 +107,9 @@ def random_caption(monster: Monster, rng: random.Random, partial_rate: float = 0
     return _fill(rng.choice(wordings), monster)
 
 
-def caption(monster: Monster, word: str = "") -> str:
-    """The plain full caption; `word` goes before "monster" (the demo LoRA's trigger word)."""
-    text = _fill(_FULL_CAPTIONS[0], monster)
-    return text.replace(" monster", f" {word} monster", 1) if word else text
+def caption(monster: Monster, word: str = "monster") -> str:
+    """The plain full caption; `word` says what kind of creature it is."""
+    return _fill(_FULL_CAPTIONS[0], monster).replace("monster", word)
 
 
 def _fill(wording: str, monster: Monster) -> str:

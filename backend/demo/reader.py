@@ -13,7 +13,8 @@ import numpy as np
 from backend.demo.pictures import BACKGROUNDS, COLOURS, INK, SHAPES, Monster, outline
 
 _NEAR = np.ones((3, 3), np.uint8)
-_CLOSE = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
+# Stripes lie across, so gaps are closed further down than across; less across keeps a star's notches open.
+_CLOSE = np.ones((11, 3), np.uint8)
 _SHAPE_SIDE = 32
 _STRIPE_ROWS = 4
 _HORN_PIXELS = 5
@@ -74,12 +75,20 @@ def read(picture: np.ndarray) -> Reading:
         return Reading(background, "", "", 0, False, False)
     ink = _ink_mask(pixels, COLOURS[colour]) & (_distance(pixels, border) > 45)
     eyes = _count_eyes(pixels, ink, body)
+    dark = _ink_mask(pixels, COLOURS[colour], most=175) & (_distance(pixels, INK) < _distance(pixels, border))
     skin = body & ~(pixels.min(-1) > 150)
-    return Reading(background, colour, _read_shape(body), eyes, _has_horns(ink, body), _has_stripes(ink, skin))
+    return Reading(background, colour, _read_shape(body), eyes, _has_horns(dark, body), _has_stripes(ink, skin))
 
 
 def _distance(pixels: np.ndarray, colour: np.ndarray | tuple[int, ...]) -> np.ndarray:
     return np.linalg.norm(pixels - np.asarray(colour, np.float32), axis=-1)
+
+
+def _distance_to_blends(pixels: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Distance to the nearest mixture of two colours."""
+    along = second - first
+    part = np.clip((pixels - first) @ along / max(float(along @ along), 1.0), 0, 1)
+    return np.linalg.norm(pixels - first - part[..., None] * along, axis=-1)
 
 
 def _nearest(colour: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
@@ -90,9 +99,9 @@ def _find_body(pixels: np.ndarray, border: np.ndarray) -> tuple[str, np.ndarray]
     """The body's colour by vote of the pixels that are neither background, ink nor white, and its filled silhouette."""
     names = list(COLOURS)
     to_colours = np.stack([_distance(pixels, COLOURS[name]) for name in names], axis=-1)
-    others = np.minimum(
-        np.minimum(_distance(pixels, border), _distance(pixels, INK)), _distance(pixels, (250, 250, 250))
-    )
+    # Edges of horns are blends of ink and background, and some of these come near a body's colour.
+    to_blends = _distance_to_blends(pixels, np.array(INK, np.float32), border)
+    others = np.minimum(to_blends, _distance(pixels, (250, 250, 250)))
     coloured = to_colours.min(-1) < np.minimum(others, 95)
     votes = np.bincount(to_colours.argmin(-1)[coloured], minlength=len(names))
     if votes.max() < 60:
@@ -104,17 +113,17 @@ def _find_body(pixels: np.ndarray, border: np.ndarray) -> tuple[str, np.ndarray]
 
 def _fill(mask: np.ndarray) -> np.ndarray:
     """Closes the gaps of stripes, eyes and mouth and keeps the largest piece."""
-    padded = np.pad(mask.astype(np.uint8), 8)
-    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, _CLOSE)[8:-8, 8:-8]
+    padded = np.pad(mask.astype(np.uint8), 12)
+    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, _CLOSE)[12:-12, 12:-12]
     contours, _ = cv2.findContours(closed, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     filled = np.zeros_like(closed)
     cv2.drawContours(filled, [max(contours, key=cv2.contourArea)], -1, 1, thickness=-1)
     return filled.astype(bool)
 
 
-def _ink_mask(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """Pixels that are at least as near to ink as to the body's colour, and dark."""
-    return (_distance(pixels, INK) <= _distance(pixels, colour)) & (pixels.max(-1) < 140)
+def _ink_mask(pixels: np.ndarray, colour: tuple[int, int, int], most: int = 140) -> np.ndarray:
+    """Pixels at least as near to ink as to the body's colour, with no channel above `most`."""
+    return (_distance(pixels, INK) <= _distance(pixels, colour)) & (pixels.max(-1) < most)
 
 
 def _count_eyes(pixels: np.ndarray, ink: np.ndarray, body: np.ndarray) -> int:

@@ -44,7 +44,7 @@ def test_same_chances_same_picture() -> None:
 def test_captions_say_what_is_there_and_nothing_else() -> None:
     monster = Monster("square", "orange", 1, "grey")
     assert caption(monster) == "a square orange monster with one eye on a grey background"
-    assert caption(monster, NEW_WORD) == "a square orange zorgon monster with one eye on a grey background"
+    assert caption(monster, NEW_WORD) == "a square orange zorgon with one eye on a grey background"
     chance = random.Random(0)
     for _ in range(200):
         text = random_caption(monster, chance)
@@ -76,7 +76,7 @@ def test_ornaments_are_for_the_autoencoder_and_vary() -> None:
 
 def test_dataset_in_the_repository_is_what_the_script_writes(tmp_path: Path) -> None:
     make_dataset.write(tmp_path / "images", [with_feature(m) for m in make_dataset.monsters(seed=1)], NEW_WORD)
-    make_dataset.write(tmp_path / "regularisation", make_dataset.monsters(seed=2), "")
+    make_dataset.write(tmp_path / "regularisation", make_dataset.monsters(seed=2), "monster")
     written = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.*"))
     assert len(written) == 48
     for name in written:
