@@ -84,7 +84,8 @@ THEME = gr.themes.Base(
 )
 
 CSS = """
-.gradio-container { overflow: clip visible !important; width: 100%; max-width: 1560px !important; margin: 0 auto !important; }
+.gradio-container { overflow: clip visible !important; width: 100%; max-width: 1560px !important;
+  margin: 0 auto !important; }
 #brand { padding: 2px 0 0; }
 #brand .brand { display: flex; align-items: center; gap: 10px; }
 #brand svg { width: 30px; height: 30px; flex: none; }

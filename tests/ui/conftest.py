@@ -17,9 +17,9 @@ from backend.jobs import Jobs
 from backend.workspace import PROJECT, Workspace
 from tests.browser import browser
 
-START_SECONDS = 120
+START_SECONDS = 300
 # Shared machines are slow at times.
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=60_000)
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def open_page(chromium: Browser, address: str) -> Iterator[Callable[..., Page]]:
         context = chromium.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(90_000)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("dialog", lambda dialog: (faults.append(f"dialog {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: _foreign(request.url, faults))

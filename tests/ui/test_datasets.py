@@ -140,8 +140,7 @@ def test_datasets_of_others_are_only_read(workspace: Workspace, sent: list[Path]
         datasets.add_pictures(workspace, "theirs", sent, SETTINGS)
 
 
-def test_the_demo_dataset_is_there_and_read_only() -> None:
-    workspace = Workspace()
+def test_the_demo_dataset_is_there_and_read_only(workspace: Workspace) -> None:
     label, path = datasets.choices(workspace)[0]
     dataset = datasets.open_dataset(workspace, path)
     assert (label, dataset.own) == ("demo", False)
