@@ -140,10 +140,10 @@ def test_a_text_encoder_rate_of_zero_trains_the_unet_alone(run_of) -> None:
 
 
 def test_the_rates_of_both_parts_are_their_own(run_of) -> None:
-    run = run_of(unet_lr=3e-4, text_encoder_lr=1e-5, lr_scheduler="cosine", lr_warmup_steps=1)
+    run = run_of(unet_lr=3e-4, text_encoder_lr=1e-5, lr_scheduler="cosine", lr_warmup_steps=1, max_train_steps=4)
     assert dict(zip(run.group_names, run.peaks, strict=True)) == {"unet": 3e-4, "text_encoder": 1e-5}
-    training_step(run, 1, first_group(run))
-    assert [group["lr"] for group in run.optimizer.param_groups] == [1e-5, 3e-4]
+    training_step(run, 2, first_group(run))  # one of three steps down the cosine: 0.5 * (1 + cos(pi / 3))
+    assert [group["lr"] for group in run.optimizer.param_groups] == pytest.approx([0.75e-5, 2.25e-4])
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True, "cache_latents": False}])
