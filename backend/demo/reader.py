@@ -16,7 +16,7 @@ _NEAR = np.ones((3, 3), np.uint8)
 # Stripes lie across, so gaps are closed further down than across; less across keeps a star's notches open.
 _CLOSE = np.ones((11, 3), np.uint8)
 _SHAPE_SIDE = 32
-_STRIPE_ROWS = 4
+_STRIPE_ROWS = 3
 _HORN_PIXELS = 5
 
 
@@ -106,9 +106,8 @@ def _find_body(pixels: np.ndarray, border: np.ndarray) -> tuple[str, np.ndarray]
     votes = np.bincount(to_colours.argmin(-1)[coloured], minlength=len(names))
     if votes.max() < 60:
         return "", coloured
-    winner = int(votes.argmax())
-    own = coloured & (to_colours.argmin(-1) == winner)
-    return names[winner], _fill(own)
+    # The silhouette is made of all coloured pixels: red beside ink may well be nearest to purple.
+    return names[int(votes.argmax())], _fill(coloured)
 
 
 def _fill(mask: np.ndarray) -> np.ndarray:
