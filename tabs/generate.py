@@ -1,5 +1,6 @@
 """The Generate tab: a prompt, LoRAs with a slider each, and the picture; a released slider draws it again."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -70,7 +71,7 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
             with gr.Accordion("LoRA", open=True, elem_classes=["section"], elem_id="loras"):
                 rows = gr.Column()
                 add = gr.Button("Add a LoRA", size="sm", elem_id="lora-add")
-            settings = _draw_settings(model, prompt, negative)
+            settings = _draw_settings(services.workspace, model, prompt, negative)
         with gr.Column(scale=5, min_width=400):
             result = _draw_result()
     with rows:
@@ -141,13 +142,20 @@ def _draw_prompt(services: Services) -> tuple[gr.Dropdown, gr.Textbox, gr.Textbo
     return model, prompt, negative
 
 
-def first_prompt(workspace: Workspace) -> str:
-    """A prompt to begin with: the first of the demo preset's samples, else its dataset's first caption."""
+def first_sample(workspace: Workspace) -> str:
+    """The first sample prompt of the demo preset, with its options; "" if it has none."""
     preset = train.preset_values(workspace, train.PRESET)
     text = train.read_text(str(preset.get("sample_prompts", "")), (PROJECT,)) or ""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if lines:
-        return lines[0].partition(" --")[0].strip()
+    return lines[0].strip() if lines else ""
+
+
+def first_prompt(workspace: Workspace) -> str:
+    """A prompt to begin with: the first of the demo preset's samples, else its dataset's first caption."""
+    sample = first_sample(workspace)
+    if sample:
+        return sample.partition(" --")[0].strip()
+    preset = train.preset_values(workspace, train.PRESET)
     try:
         pictures = datasets.open_dataset(workspace, str(preset.get("dataset_config", ""))).pictures()
     except UserError:
@@ -155,7 +163,13 @@ def first_prompt(workspace: Workspace) -> str:
     return next((picture.caption for picture in pictures), "")
 
 
-def _draw_settings(model: gr.Dropdown, prompt: gr.Textbox, negative: gr.Textbox) -> Settings:
+def first_number(workspace: Workspace, flag: str, otherwise: float) -> float:
+    """What the demo's first sample gives for `flag`, as the model to begin with is the demo's."""
+    found = re.search(rf"\s--{flag} ([\d.]+)", first_sample(workspace))
+    return float(found[1]) if found else otherwise
+
+
+def _draw_settings(workspace: Workspace, model: gr.Dropdown, prompt: gr.Textbox, negative: gr.Textbox) -> Settings:
     common: dict[str, Any] = {"min_width": 150, "interactive": True}
     with gr.Accordion("Picture", open=True, elem_classes=["section"]):
         with gr.Row():
@@ -172,10 +186,22 @@ def _draw_settings(model: gr.Dropdown, prompt: gr.Textbox, negative: gr.Textbox)
             )
         with gr.Row():
             steps = gr.Slider(
-                1, 100, LEAVES["steps"].default, step=1, label="Steps", elem_id="generate-steps", **common
+                1,
+                100,
+                int(first_number(workspace, "s", LEAVES["steps"].default)),
+                step=1,
+                label="Steps",
+                elem_id="generate-steps",
+                **common,
             )
             scale = gr.Slider(
-                0, 20, LEAVES["scale"].default, step=0.5, label="Guidance", elem_id="generate-scale", **common
+                0,
+                20,
+                first_number(workspace, "l", LEAVES["scale"].default),
+                step=0.5,
+                label="Guidance",
+                elem_id="generate-scale",
+                **common,
             )
     return Settings(model, prompt, negative, width, height, steps, scale, sampler, seed)
 

@@ -20,7 +20,7 @@ from tests.ui.test_generate_tab import drag
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 STATUS = "#train_network-status"
 # Four minutes on two cores that have nothing else to do.
-TRAINING = 20 * 60_000
+TRAINING = 40 * 60_000
 DRAWING = 120_000
 PROMPT = "a round red zorgon monster with two eyes on a green background"
 
