@@ -98,7 +98,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--multipliers", type=float, nargs="+", default=[0.0, 0.5, 1.0])
     parser.add_argument("--prompts", type=int, help="how many prompts (128 for the base, 32 for each row of a LoRA)")
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps")
-    parser.add_argument("--scale", type=float, default=7.5, help="guidance scale")
+    parser.add_argument("--scale", type=float, default=3.0, help="guidance scale")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     return parser.parse_args(argv)
 
