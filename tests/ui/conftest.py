@@ -87,11 +87,11 @@ def address(workspace: Path, chromium: Browser) -> Iterator[str]:
 
 
 @pytest.fixture
-def open_page(chromium: Browser, address: str) -> Iterator[Callable[..., Page]]:
+def open_page(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Callable[..., Page]]:
     """Opens pages; fails the test when one of them met an error of its script or asked another host for something."""
     contexts, faults = [], []
 
-    def open_one(url: str = address, width: int = 1400, height: int = 1000) -> Page:
+    def open_one(url: str = "", width: int = 1400, height: int = 1000) -> Page:
         context = chromium.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
         contexts.append(context)
         page = context.new_page()
@@ -99,7 +99,7 @@ def open_page(chromium: Browser, address: str) -> Iterator[Callable[..., Page]]:
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("dialog", lambda dialog: (faults.append(f"dialog {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: _foreign(request.url, faults))
-        page.goto(url)
+        page.goto(url or request.getfixturevalue("address"))
         page.wait_for_selector("#train_network-start")
         # The page is filled by its load event.
         page.wait_for_function("document.querySelector('#dataset-summary')?.innerText.trim().length > 0")

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 STATUS = "#train_network-status"
 # Four minutes on two cores that have nothing else to do.
 TRAINING = 40 * 60_000
-DRAWING = 120_000
+DRAWING = 300_000
 PROMPT = "a round red zorgon monster with two eyes on a green background"
 
 
