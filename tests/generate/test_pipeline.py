@@ -4,7 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+)
 
 from backend.errors import UserError
 from backend.generate.pipeline import GenerationModel, decode, denoise, resolve
@@ -27,14 +33,26 @@ def pixels(pipeline: GenerationModel, request: Request = REQUEST) -> torch.Tenso
     return decode(pipeline.model, denoise(pipeline.model, request, seeds))
 
 
-@pytest.mark.parametrize("scale", [6.0, 1.0])
-def test_a_picture_with_a_lora_equals_that_of_diffusers(pipeline, another, lora_file, scale) -> None:
+SPREAD = {"timestep_spacing": "linspace"}
+STOCK = {
+    "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
+    "euler": (EulerDiscreteScheduler, SPREAD),
+    "euler_a": (EulerAncestralDiscreteScheduler, SPREAD),
+    "dpmsolver++": (DPMSolverMultistepScheduler, SPREAD),
+}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scale"), [("ddim", 6.0), ("ddim", 1.0), ("euler", 6.0), ("euler_a", 6.0), ("dpmsolver++", 6.0)]
+)
+def test_a_picture_with_a_lora_equals_that_of_diffusers(pipeline, another, lora_file, sampler, scale) -> None:
     path = lora_file()
     pipeline.set_loras([(path, 0.8)])
-    ours = pixels(pipeline, replace(REQUEST, scale=scale))
+    ours = pixels(pipeline, replace(REQUEST, sampler=sampler, scale=scale))
 
     theirs = another().model
-    scheduler = DDIMScheduler.from_config(theirs.scheduler, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    scheduler_class, settings = STOCK[sampler]
+    scheduler = scheduler_class.from_config(theirs.scheduler, **settings)
     stock = StableDiffusionPipeline(
         theirs.vae, theirs.text_encoders[0], theirs.tokenizers[0], theirs.unet, scheduler, None, None, None, False
     )
