@@ -143,6 +143,7 @@ def _setting(leaf: Leaf) -> Component:
         "elem_id": f"dataset-{leaf.name}",
         "elem_classes": ["option"],
         "min_width": 210,
+        "interactive": False,  # until `show` brings its value
     }
     if leaf.kind == "bool":
         return gr.Checkbox(to_widget(leaf, leaf.default), **common)

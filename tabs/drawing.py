@@ -142,8 +142,7 @@ def _waiting(step: int, total: int, words: str) -> str:
 
 
 def _whole(value: Any, name: str) -> int | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, float) and not value.is_integer() or not isinstance(value, int | float) or value < 0:
-        raise UserError(f"must be a whole number, got {value}", name)
-    return int(value)
+    text = "" if value is None else str(value).strip().removesuffix(".0")
+    if text and not (text.isascii() and text.isdigit()):
+        raise UserError(f"must be a whole number, got {text}", name)
+    return int(text) if text else None

@@ -19,6 +19,11 @@ EXACT = 2**53
 UNSET = "unset"
 
 
+def plain(update: Mapping[str, Any]) -> dict[str, Any]:
+    """What an update changes, by name; nothing for one that skips."""
+    return {key: value for key, value in update.items() if key != "__type__"}
+
+
 def to_widget(leaf: Leaf, value: Any) -> Any:
     """What a leaf's widget shows for a value of the config."""
     if leaf.kind == "bool":
@@ -99,6 +104,15 @@ class Form:
             else gr.update(value=self._show_one(leaf, values.get(name, leaf.default)))
             for name, leaf in ((name, self.leaves[name]) for name in self.widgets)
         ]
+
+    def lock(self) -> None:
+        """Take no input until `unlocked` updates arrive: what is typed before the page is filled would be lost."""
+        for component in self.widgets.values():
+            component.interactive = False
+
+    def unlocked(self, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The updates of `fill`, which open the widgets as well, so that none can be edited before it has its value."""
+        return [gr.update(**{**update, "interactive": True}) for update in map(plain, self.fill(values))]
 
     def adopt(self, name: str, component: Component) -> None:
         """Take a widget that the tab has drawn elsewhere for an option that `draw_form` has skipped."""

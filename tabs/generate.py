@@ -33,12 +33,12 @@ class Settings:
     model: gr.Dropdown
     prompt: gr.Textbox
     negative: gr.Textbox
-    width: gr.Number
-    height: gr.Number
+    width: gr.Textbox
+    height: gr.Textbox
     steps: gr.Slider
     scale: gr.Slider
     sampler: gr.Dropdown
-    seed: gr.Number
+    seed: gr.Textbox
 
     @property
     def inputs(self) -> list[Component]:
@@ -90,9 +90,6 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
         api_name="generate_models",
         **private,
     )
-    # A number that is empty from the start shows as 0, one that is emptied shows its placeholder.
-    unset = [settings.width, settings.height, settings.seed]
-    page.load(lambda: [None] * len(unset), None, unset, api_name="generate_unset", **private)
 
 
 def lora_choices(jobs: Jobs, workspace: Workspace) -> list[tuple[str, str]]:
@@ -173,8 +170,9 @@ def _draw_settings(workspace: Workspace, model: gr.Dropdown, prompt: gr.Textbox,
     common: dict[str, Any] = {"min_width": 150, "interactive": True}
     with gr.Accordion("Picture", open=True, elem_classes=["section"]):
         with gr.Row():
+            # Text, because a number that is empty from the start shows as 0.
             width, height, seed = (
-                gr.Number(None, label=label, placeholder=unset, elem_id=f"generate-{label.lower()}", **common)
+                gr.Textbox(label=label, placeholder=unset, elem_id=f"generate-{label.lower()}", max_lines=1, **common)
                 for label, unset in (("Width", "the model's"), ("Height", "the model's"), ("Seed", "a new one"))
             )
             sampler = gr.Dropdown(

@@ -19,7 +19,7 @@ from tabs.text import bar, duration, empty, figures, moment, speed
 from tabs.theme import ACCENT, SOFT_ACCENT
 from tabs.watch import Watch
 
-TICK, IDLE_TICK = 1.0, 4.0
+TICK, IDLE_TICK = 2.0, 5.0
 LISTED = 30
 MARKS = {"queued": "…", "running": "▶", "finished": "✓", "failed": "✗", "interrupted": "!", "stopped": "■"}
 WORDS = {"interrupted": "interrupted", "stopped": "stopped by you"}

@@ -17,7 +17,7 @@ from backend.serving import Services
 from backend.workspace import PROJECT, Workspace
 from tabs import datasets
 from tabs.dataset_box import DatasetBox, draw_dataset_box, read_settings, resolution_for, show
-from tabs.form import Form, draw_form, draw_search
+from tabs.form import Form, draw_form, draw_search, plain
 from tabs.panel import RunPanel, begin, draw_panel, refresh
 from tabs.preset_row import choices, connect_presets, draw_preset_row
 from tabs.text import problem_list, problems_of
@@ -53,26 +53,29 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
             panel = draw_panel(services, TrainNetwork.command, "Train", IDLE)
     form.adopt("dataset_config", box.choice)
     form.codecs["sample_prompts"] = keep
+    form.lock()
+    panel.start.interactive = False
     connect_presets(services, row, form)
     _connect(services, form, box, panel)
 
     def opened(preset: str | None, dataset: str | None) -> list[Any]:
         """What a fresh page shows: the chosen preset, and choices as they are now."""
-        filled = form.fill(preset_values(workspace, preset))
+        filled = form.unlocked(preset_values(workspace, preset))
         position = list(form.widgets).index
         for name, known in (
             ("pretrained_model_name_or_path", workspace.list_models()),
             ("dataset_config", datasets.choices(workspace)),
         ):
             update = filled[position(name)]
-            filled[position(name)] = gr.update(**{**_plain(update), "choices": known})
-        path = _plain(filled[position("dataset_config")]).get("value", dataset)
-        return [gr.update(choices=choices(services, TrainNetwork)), *filled, *show(workspace, path)]
+            filled[position(name)] = gr.update(**{**plain(update), "choices": known})
+        path = plain(filled[position("dataset_config")]).get("value", dataset)
+        start = gr.update(interactive=True)
+        return [gr.update(choices=choices(services, TrainNetwork)), start, *filled, *show(workspace, path)]
 
     page.load(
         opened,
         [row.choice, box.choice],
-        [row.choice, *form.inputs, *box.view],
+        [row.choice, panel.start, *form.inputs, *box.view],
         show_progress="hidden",
         api_name="train_opened",
         api_visibility="private",
@@ -151,10 +154,6 @@ def preset_values(workspace: Workspace, name: str | None) -> dict[str, Any]:
         return presets.read(TrainNetwork, name, workspace.root) if name else {}
     except UserError:
         return {}
-
-
-def _plain(update: Any) -> dict[str, Any]:
-    return {key: value for key, value in update.items() if key != "__type__"}
 
 
 def _model_widget(workspace: Workspace) -> Callable[[Leaf], Component]:

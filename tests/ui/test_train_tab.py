@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.ui.conftest import serving
 
@@ -68,7 +68,8 @@ def test_train_with_nothing_edited_runs_the_demo_preset(open_page: Callable[...,
     expect(page.locator("#samples img").first).to_be_visible()
     expect(page.locator("#files")).to_contain_text(".safetensors")
     expect(page.locator("#jobs label")).to_have_count(before + 1)
-    assert "step 300/300" in page.locator("#log textarea").input_value()
+    steps = config["optim"]["max_train_steps"]
+    assert f"step {steps}/{steps}" in page.locator("#log textarea").input_value()
     # In its column, below the rest, not beside it where nobody sees it.
     log, runs = page.locator("#log-box").bounding_box(), page.locator("#jobs").bounding_box()
     assert log is not None and runs is not None and log["y"] > runs["y"] and log["x"] < 1400
@@ -118,6 +119,26 @@ def test_why_a_job_failed_stands_there_and_is_text(open_page: Callable[..., Page
     why = page.locator(f"{STATUS} .why")
     expect(why).to_have_text("pretrained_model_name_or_path: there is no <b>model</b> here")
     expect(page.locator(f"{STATUS} .state")).to_have_text("failed")
+
+
+def test_nothing_can_be_typed_that_the_filling_of_the_page_would_take_away(open_page: Callable[..., Page]) -> None:
+    first = open_page()
+    held: list[Route] = []
+    page = first.context.new_page()
+    opening = threading.Event()
+    page.route("**/gradio_api/queue/join*", lambda it: it.continue_() if opening.is_set() else held.append(it))
+    page.goto(first.url)
+    field = page.locator("#option-network_dim input")
+    expect(field).to_be_visible()
+    expect(field).to_be_disabled()
+    expect(page.locator(START)).to_be_disabled()
+    expect(page.locator("#dataset-resolution textarea, #dataset-resolution input").first).to_be_disabled()
+    opening.set()
+    for route in held:
+        route.continue_()
+    expect(field).to_be_enabled()
+    expect(field).to_have_value("16")
+    expect(page.locator(START)).to_be_enabled()
 
 
 def test_wrong_values_are_named_beside_the_form_and_at_the_field(
