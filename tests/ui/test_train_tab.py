@@ -1,5 +1,6 @@
 """The Train tab in a browser, over a server whose jobs only pretend."""
 
+import threading
 import tomllib
 import zipfile
 from collections.abc import Callable
