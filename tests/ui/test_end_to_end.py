@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from PIL import Image, ImageChops
 from playwright.sync_api import Download, Page, expect
 
 from backend.config import presets
+from backend.config.base import read_toml
 from backend.config.train import TrainNetwork
 from backend.jobs import Jobs
 from backend.workspace import PROJECT, Workspace
@@ -89,6 +92,44 @@ def test_press_train_then_move_the_slider(open_page: Callable[..., Page], tmp_pa
             play(page)
     finally:
         end_jobs(workspace)
+    output = Jobs(Workspace(workspace)).list()[0].output
+    (lora,) = (path for path in output.glob("*.safetensors") if not path.stem[-6:].isdigit())
+    a_shell_does_the_same(lora, tmp_path / "shell")
+    the_multiplier_doses_the_feature(lora)
+
+
+def backend(*arguments: str) -> str:
+    """What `python -m ...` prints, from the project's root, as a user would start it."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=1200
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def a_shell_does_the_same(lora: Path, folder: Path) -> None:
+    """The documented command line trains with the settings that the browser's run had; two steps show it."""
+    line = ["--config_file", "presets/train_network/demo.toml", "--output_dir", str(folder), "--output_name", "demo"]
+    backend("backend", "train_network", *line, "--max_train_steps", "2", "--lr_warmup_steps", "1")
+    theirs = read_toml(TrainNetwork, lora.with_suffix(".config.toml"))
+    ours = read_toml(TrainNetwork, folder / "demo.config.toml")
+    told = {"output_dir", "output_name", "max_train_steps", "lr_warmup_steps"}
+    assert (folder / "demo.safetensors").is_file()
+    assert {name: ours[name] for name in ours if name not in told} == {
+        name: theirs[name] for name in theirs if name not in told
+    }
+
+
+def the_multiplier_doses_the_feature(lora: Path) -> None:
+    """Read by the picture reader: nothing at 0, more at 0.5, there at 1; and only with the new word."""
+    report = json.loads(backend("backend.demo.evaluate", "--lora", str(lora), "--json"))
+    none, half, full = (report[f"multiplier {value}"]["with_word"] for value in ("0", "0.5", "1"))
+    assert none["affected"] <= 0.05
+    assert full["affected"] >= 0.80
+    assert full["feature"] >= 0.60
+    assert none["affected"] < half["affected"] < full["affected"]
+    assert report["multiplier 1"]["without_word"]["affected"] <= 0.10
+    assert min(full["colour"], full["shape"], full["background"]) >= 0.70
 
 
 def test_uploaded_pictures_are_trained_the_same_way(open_page: Callable[..., Page], tmp_path: Path) -> None:
