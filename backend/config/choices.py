@@ -2,8 +2,11 @@
 
 from typing import Literal
 
-NetworkModule = Literal["networks.lora"]
-NETWORK_SPELLINGS = (("network.lora", "networks.lora"), ("lora", "networks.lora"))
+NetworkModule = Literal["networks.lora", "networks.dylora", "networks.loha"]
+# The documents write them in several ways.
+NETWORK_SPELLINGS = tuple(
+    (f"{prefix}{name}", f"networks.{name}") for name in ("lora", "dylora", "loha") for prefix in ("network.", "")
+)
 
 Sampler = Literal[
     "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle"

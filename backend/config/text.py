@@ -75,7 +75,9 @@ def read_literals(value: Any) -> dict[str, Any]:
     return {key: tuple(item) if isinstance(item, list) else item for key, item in pairs.items()}
 
 
-def read_section(section_class: type[Section], value: Any, field: str, owner: str) -> tuple[dict[str, Any], Problems]:
+def read_section(
+    section_class: type[Section], value: Any, field: str, owner: str, from_text: bool | None = None
+) -> tuple[dict[str, Any], Problems]:
     """Key=value pairs checked against the section that declares them.
 
     Args:
@@ -83,6 +85,7 @@ def read_section(section_class: type[Section], value: Any, field: str, owner: st
         value: what `read_pairs` reads; text is read by the type of its key.
         field: the option that holds the pairs, for messages.
         owner: whose keys they are, for messages.
+        from_text: texts are read by the type of their key; left out, they are unless the pairs are a table.
 
     Returns:
         The given keys with their typed values (defaults are not filled in), and the problems.
@@ -94,7 +97,8 @@ def read_section(section_class: type[Section], value: Any, field: str, owner: st
         return {}, [(field, str(error))]
     typed: dict[str, Any] = {}
     problems: Problems = []
-    from_text = not isinstance(value, Mapping)
+    if from_text is None:
+        from_text = not isinstance(value, Mapping)
     for key, item in pairs.items():
         leaf = known.get(key)
         if leaf is None:

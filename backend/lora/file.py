@@ -1,7 +1,7 @@
 """Reading and writing LoRA files: every spelling in, kohya's spelling out.
 
-In memory a file is `{key: LoraLayer}`, with keys as in tables/names.py. On disk each key has `<key>.lora_down.weight`,
-`<key>.lora_up.weight` and `<key>.alpha`.
+In memory a file is `{key: layer}`, with keys as in tables/names.py. On disk each key has the layer's factors, such as
+`<key>.lora_down.weight` and `<key>.lora_up.weight`, and `<key>.alpha`. A further kind of layer is a row of LAYERS.
 """
 
 import json
@@ -9,8 +9,9 @@ import os
 import pickle
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from torch import Tensor
 
 from backend.errors import UserError
 from backend.lora.header import METADATA_KEY, pack_header, parse_header, read_header
-from backend.lora.layer import LoraLayer
+from backend.lora.layer import Layer, LoraLayer
+from backend.lora.loha import LohaLayer
 from backend.lora.metadata import hashes
-from backend.lora.spelling import ALPHA, DOWN, UP, module_key, split_name
+from backend.lora.spelling import ALPHA, family_keys, family_of, module_key, split_name
 
 SAFETENSORS = (".safetensors",)
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 # Where Diffusers keeps the settings of PEFT's adapters, alpha among them.
 PEFT_SETTINGS = "lora_adapter_metadata"
 LISTED = 8
+LAYERS: tuple[type[Layer], ...] = (LoraLayer, LohaLayer)
 # What loading raises on a file that is cut off, altered or something else altogether.
 BROKEN_PICKLE = (
     pickle.UnpicklingError,
@@ -54,8 +57,13 @@ class LoraFile:
         metadata: the file's text fields; empty for `.ckpt` and `.pt`.
     """
 
-    layers: dict[str, LoraLayer]
+    layers: dict[str, Layer]
     metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def family(self) -> str | None:
+        """The family of models that the file is for; None where its keys and shapes leave it open."""
+        return family_of({key: layer.shape for key, layer in self.layers.items()})
 
 
 def listing(names: Iterable[str]) -> str:
@@ -114,7 +122,7 @@ def _pickled_tensors(path: Path) -> dict[str, Tensor]:
 
 def layers_of(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, field: str = "weights_sd"
-) -> dict[str, LoraLayer]:
+) -> dict[str, Layer]:
     """The layers that tensors in any known spelling make up, by key.
 
     A missing alpha is the rank, or what PEFT's settings in the metadata say.
@@ -140,22 +148,29 @@ def layers_of(
     if not parts:
         raise UserError("holds no LoRA layers", field=field)
     settings = _peft_settings(metadata or {})
-    return {key: _layer(key, found, settings, field) for key, found in parts.items()}
+    layers = {key: _layer(key, found, settings, field) for key, found in parts.items()}
+    names = family_keys(layers, family_of({key: layer.shape for key, layer in layers.items()}))
+    twice = [key for key, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise UserError(f"these names stand there twice, in different spellings: {listing(twice)}", field=field)
+    return {names[key]: layer for key, layer in layers.items()}
 
 
-def _layer(key: str, parts: Mapping[str, Tensor], settings: "_PeftSettings", field: str) -> LoraLayer:
-    missing = [role for role in ("down", "up") if role not in parts]
+def _layer(key: str, parts: Mapping[str, Tensor], settings: "_PeftSettings", field: str) -> Layer:
+    factors = {role: tensor for role, tensor in parts.items() if role != "alpha"}
+    kind = next((kind for kind in LAYERS if factors and factors.keys() <= kind.SUFFIXES.keys()), None)
+    if kind is None:
+        raise UserError(f"{key} mixes factors of different kinds, or has none: {', '.join(parts)}", field=field)
+    missing = [role for role in kind.NEEDED if role not in parts]
     if missing:
         raise UserError(f"{key} lacks its {' and '.join(missing)} weight", field=field)
-    down, up = parts["down"], parts["up"]
     if not all(tensor.is_meta or bool(torch.isfinite(tensor).all()) for tensor in parts.values()):
         raise UserError(f"{key} has numbers that are not finite (NaN); the file is of no use", field=field)
     if "alpha" in parts and parts["alpha"].numel() != 1:
         raise UserError(f"{key} has an alpha that is no single number", field=field)
     try:
-        rank = max(down.shape[:1], default=0)
-        alpha = float(parts["alpha"].item()) if "alpha" in parts else settings.alpha(key, rank)
-        return LoraLayer(down, up, alpha)
+        layer = kind.of(factors, float(parts["alpha"].item()) if "alpha" in parts else None)
+        return layer if "alpha" in parts else replace(layer, alpha=settings.alpha(key, layer.rank))
     except ValueError as error:
         raise UserError(f"{key}: {error}", field=field) from error
 
@@ -184,7 +199,7 @@ def _peft_settings(metadata: Mapping[str, str]) -> _PeftSettings:
         settings = {}
     settings = settings if isinstance(settings, dict) else {}
     alphas, patterns, stabilised = {}, {}, set()
-    for prefix, part in (("unet.", "unet"), ("text_encoder.", "te"), ("", "unet")):
+    for prefix, part in (("unet.", "unet"), ("text_encoder.", "te"), ("text_encoder_2.", "te2"), ("", "unet")):
         if isinstance(settings.get(f"{prefix}lora_alpha"), int | float):
             alphas[part] = float(settings[f"{prefix}lora_alpha"])
         if settings.get(f"{prefix}use_rslora"):
@@ -194,12 +209,12 @@ def _peft_settings(metadata: Mapping[str, str]) -> _PeftSettings:
     return _PeftSettings(alphas, patterns, frozenset(stabilised))
 
 
-def tensors_of(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
+def tensors_of(layers: Mapping[str, Layer]) -> dict[str, Tensor]:
     """The tensors of layers under the names of a LoRA file; alpha in float32, since half precision would change it."""
     tensors: dict[str, Tensor] = {}
     for key, layer in layers.items():
-        alpha = torch.tensor(layer.alpha, dtype=torch.float32)
-        tensors |= {f"{key}{DOWN}": layer.down, f"{key}{UP}": layer.up, f"{key}{ALPHA}": alpha}
+        tensors |= {f"{key}{layer.SUFFIXES[name]}": factor for name, factor in layer.factors.items()}
+        tensors[f"{key}{ALPHA}"] = torch.tensor(layer.alpha, dtype=torch.float32)
     return tensors
 
 

@@ -5,10 +5,50 @@
 for linear layers, 1x1 and 3x3 convolutions alike.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
+
+
+class Layer(Protocol):
+    """What a file of any kind holds for one module: a change of its weight.
+
+    Attributes:
+        KIND: what such a file is called.
+        SUFFIXES: by the name of a factor, what its tensor's name ends in.
+        NEEDED: the factors that cannot be missing.
+        alpha: as a Python number.
+    """
+
+    KIND: ClassVar[str]
+    SUFFIXES: ClassVar[Mapping[str, str]]
+    NEEDED: ClassVar[tuple[str, ...]]
+    alpha: float
+
+    @classmethod
+    def of(cls, factors: Mapping[str, Tensor], alpha: float | None) -> Self:
+        """A layer from its factors by name; alpha None is the rank.
+
+        Raises:
+            ValueError: shapes that do not fit each other.
+        """
+
+    @property
+    def factors(self) -> dict[str, Tensor]:
+        """The factors by name, in the order of the files."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The weight's, flattened: outputs, and inputs times the kernel's size."""
+
+    def delta(self) -> Tensor:
+        """The change of the weight at multiplier 1, of the weight's shape or flattened."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +61,29 @@ class LoraLayer:
         alpha: the change is scaled by alpha / rank.
     """
 
+    KIND: ClassVar[str] = "LoRA"
+    SUFFIXES: ClassVar[Mapping[str, str]] = {"down": ".lora_down.weight", "up": ".lora_up.weight"}
+    NEEDED: ClassVar[tuple[str, ...]] = ("down", "up")
+
     down: Tensor
     up: Tensor
     alpha: float
+
+    @classmethod
+    def of(cls, factors: Mapping[str, Tensor], alpha: float | None) -> Self:
+        """See `Layer`."""
+        down = factors["down"]
+        return cls(down, factors["up"], float(max(down.shape[:1], default=0)) if alpha is None else alpha)
+
+    @property
+    def factors(self) -> dict[str, Tensor]:
+        """See `Layer`."""
+        return {"down": self.down, "up": self.up}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """See `Layer`."""
+        return self.up.shape[0], self.down[0].numel()
 
     def __post_init__(self) -> None:
         if self.down.ndim not in (2, 4) or self.up.ndim not in (2, 4):

@@ -3,7 +3,7 @@
 The kinds of network (lora.py, ...) bring the adapter: its parameters and its formula. Everything else is here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,9 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from backend.errors import UserError
-from backend.lora.file import layers_of, listing, tensors_of, write_lora
-from backend.lora.layer import LoraLayer
+from backend.lora.file import layers_of, listing, write_lora
+from backend.lora.layer import Layer
+from backend.networks.dropout import Dropout, DropoutRates
 from backend.networks.modules import FoundModule, TextEncoders, find_modules
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a model an adapter sits.
+
+    Attributes:
+        number: of the adapter in its network, from 0.
+        encoder: number of the text encoder, from 0; None in the U-Net.
+        block: number of the U-Net's block (see tables/blocks.py); None in a text encoder.
+    """
+
+    number: int = 0
+    encoder: int | None = None
+    block: int | None = None
 
 
 class Adapter(Protocol):
@@ -24,15 +40,44 @@ class Adapter(Protocol):
     lora_dim: int
     alpha: float
     multiplier: float
+    place: Place
+    dropout: Dropout | None
 
-    def apply_to(self, module: nn.Module) -> None:
-        """Add the adapter's contribution to what the module gives out, until `remove`."""
-
-    def remove(self) -> None:
-        """Give the module back as it was."""
+    def __call__(self, x: Tensor, output: Tensor) -> Tensor:
+        """What the module makes of x, with the adapter's contribution added."""
 
     def delta(self) -> Tensor:
         """The change of weight at multiplier 1, as the maths has it."""
+
+    def fitted(self, layer: Layer) -> dict[str, Tensor]:
+        """A file's layer as tensors of this adapter, by their names in a file.
+
+        Raises:
+            ValueError: it is of another kind, rank or shape.
+        """
+
+    def fast_parameters(self) -> list[nn.Parameter]:
+        """Those that LoRA+ trains at a higher rate; none where the kind has no such."""
+
+    def norm(self) -> Tensor:
+        """Frobenius norm of `delta`, without building it where that is possible."""
+
+    def scale_by(self, factor: Tensor) -> None:
+        """Make `delta` so many times as large."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How the learning rates of a network's parts differ.
+
+    Attributes:
+        blocks: a weight for every block of the U-Net; None is one rate for all.
+        text_encoder_ratio, unet_ratio: LoRA+: how many times faster `fast_parameters` are trained; None is as fast.
+    """
+
+    blocks: Sequence[float] | None = None
+    text_encoder_ratio: float | None = None
+    unet_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +85,8 @@ class ParameterGroup:
     """Parameters that are trained at one rate.
 
     Attributes:
-        name: "text_encoder" or "unet".
+        name: "text_encoder" (with its number where there are two), "unet", or "unet_block" and its number; with
+            "_plus" at the end for those that LoRA+ trains faster.
         params: in the order of the file.
         lr: their rate; never 0.
     """
@@ -54,25 +100,50 @@ class Network(nn.Module):
     """The adapters of one LoRA file, or of one training run.
 
     `text_encoder_loras` and `unet_loras` list them in the order of the file. Several networks can sit on one model at a
-    time, and can be taken off in any order. The parameters are float32 unless `to` says otherwise, whatever the model.
+    time, and can be taken off in any order. An adapter acts through a forward hook of its module, whose parameters and
+    class stay as they are. The parameters are float32 unless `to` says otherwise, whatever the model.
 
     Args:
-        adapters: pairs of the adapter and whether it is for a text encoder.
+        adapters: each knows its place.
         multiplier: how strongly the network acts.
+        rates: of its parts.
+        dropout: shares that are left out in training.
     """
 
-    def __init__(self, adapters: Iterable[tuple[nn.Module, bool]], multiplier: float = 1.0) -> None:
+    def __init__(
+        self,
+        adapters: Iterable[Any],
+        multiplier: float = 1.0,
+        rates: Rates = Rates(),  # noqa: B008  (frozen)
+        dropout: DropoutRates = DropoutRates(),  # noqa: B008
+    ) -> None:
         super().__init__()
         adapters = list(adapters)
-        self.text_encoder_loras = [adapter for adapter, in_text_encoder in adapters if in_text_encoder]
-        self.unet_loras = [adapter for adapter, in_text_encoder in adapters if not in_text_encoder]
+        self.text_encoder_loras = [adapter for adapter in adapters if adapter.place.encoder is not None]
+        self.unet_loras = [adapter for adapter in adapters if adapter.place.encoder is None]
+        self.rates = rates
+        largest = max((adapter.lora_dim for adapter in adapters), default=0)
+        self.dropout = Dropout(dropout, len(adapters), largest) if dropout.any else None
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         for adapter in self.adapters():
+            adapter.dropout = self.dropout
             self.add_module(adapter.lora_name, adapter)
         self.set_multiplier(multiplier)
 
     def adapters(self) -> list[Any]:
-        """All adapters in the order of the file: the text encoder's, then the U-Net's."""
+        """All adapters in the order of the file: the text encoders', then the U-Net's."""
         return [*self.text_encoder_loras, *self.unet_loras]
+
+    def begin_step(self, seed: int, step: int, indices: Sequence[int]) -> None:
+        """Say where in training the next forward passes stand, which is all that random parts of a network hang on.
+
+        Args:
+            seed: of the run.
+            step: optimizer steps done before.
+            indices: of the next batch's samples in the global batch of the step.
+        """
+        if self.dropout is not None:
+            self.dropout.begin(seed, step, indices)
 
     def set_multiplier(self, multiplier: float) -> None:
         """Set how strongly the network acts; at 0 the model is as if there were no network, bit for bit."""
@@ -97,13 +168,13 @@ class Network(nn.Module):
             self._drop(self.text_encoder_loras)
         if not apply_unet:
             self._drop(self.unet_loras)
-        for adapter, found in self._pairs(text_encoder, unet):
-            adapter.apply_to(found.module)
+        self._hooks = [attach(adapter, found.module) for adapter, found in self._pairs(text_encoder, unet)]
 
     def remove(self) -> None:
         """Take the network off its model, which then is as before; other networks on it stay."""
-        for adapter in self.adapters():
-            adapter.remove()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def merge_to(
         self, text_encoder: TextEncoders, unet: nn.Module | None, weights_sd: Mapping[str, Tensor] | None = None
@@ -126,30 +197,81 @@ class Network(nn.Module):
                 weight.copy_(weight.to(delta.dtype) + delta)
 
     def parameter_groups(
-        self, text_encoder_lr: float | None, unet_lr: float | None, default_lr: float | None
+        self,
+        text_encoder_lr: float | Sequence[float] | None,
+        unet_lr: float | None,
+        default_lr: float | None,
     ) -> list[ParameterGroup]:
-        """What is trained at which rate. A part without a rate of its own has the default; one with 0 is not trained.
+        """What is trained at which rate: each text encoder, and the U-Net or each of its blocks.
+
+        Args:
+            text_encoder_lr: one rate for all text encoders, or one for each; None is the default.
+            unet_lr: the U-Net's, multiplied by the weight of the block; None is the default.
+            default_lr: for parts without a rate of their own. A part with the rate 0 is not trained.
 
         Raises:
-            UserError: nothing is left to be trained.
+            UserError: nothing is left to be trained, or there are more rates than text encoders.
         """
-        parts = (("text_encoder", self.text_encoder_loras, text_encoder_lr), ("unet", self.unet_loras, unet_lr))
-        groups = []
-        for name, adapters, own in parts:
-            rate = default_lr if own is None else own
-            if adapters and rate:
-                params = [parameter for adapter in adapters for parameter in adapter.parameters()]
-                groups.append(ParameterGroup(name, params, float(rate)))
-        if not groups:
+        encoders = 1 + max((adapter.place.encoder for adapter in self.text_encoder_loras), default=0)
+        text_rates = _one_each(text_encoder_lr, encoders)
+        members: dict[tuple[str, float], list[Any]] = {}
+        for adapter in self.adapters():
+            if adapter.place.encoder is not None:
+                name = "text_encoder" if encoders == 1 else f"text_encoder_{adapter.place.encoder + 1}"
+                rate = text_rates[adapter.place.encoder]
+                rate = default_lr if rate is None else rate
+            else:
+                rate = default_lr if unet_lr is None else unet_lr
+                name = "unet"
+                if self.rates.blocks is not None:
+                    name, rate = (
+                        f"unet_block{adapter.place.block}",
+                        (rate or 0) * self.rates.blocks[adapter.place.block],
+                    )
+            if rate:
+                members.setdefault((name, float(rate)), []).append(adapter)
+        if not members:
             raise UserError("every learning rate is 0, so nothing would be trained", field="learning_rate")
-        return groups
+        ordered = sorted(members.items(), key=lambda item: item[1][0].place.block or 0)
+        return [group for (name, rate), adapters in ordered for group in self._plus_groups(name, rate, adapters)]
+
+    def _plus_groups(self, name: str, rate: float, adapters: Sequence[Any]) -> Iterator[ParameterGroup]:
+        """One group, or two where LoRA+ trains some parameters faster."""
+        part = "unet" if adapters[0].place.encoder is None else "text_encoder"
+        ratio = self.rates.unet_ratio if part == "unet" else self.rates.text_encoder_ratio
+        fast = (
+            [parameter for adapter in adapters for parameter in adapter.fast_parameters()] if ratio is not None else []
+        )
+        known = {id(parameter) for parameter in fast}
+        slow = [parameter for adapter in adapters for parameter in adapter.parameters() if id(parameter) not in known]
+        yield ParameterGroup(name, slow, rate)
+        if fast and ratio:
+            yield ParameterGroup(f"{name}_plus", fast, rate * ratio)
 
     def prepare_optimizer_params(
-        self, text_encoder_lr: float | None, unet_lr: float | None, default_lr: float | None
+        self,
+        text_encoder_lr: float | Sequence[float] | None,
+        unet_lr: float | None,
+        default_lr: float | None,
     ) -> list[dict[str, Any]]:
         """`parameter_groups` as an optimizer takes them: a list of {"params", "lr"}."""
         groups = self.parameter_groups(text_encoder_lr, unet_lr, default_lr)
         return [{"params": group.params, "lr": group.lr} for group in groups]
+
+    @torch.no_grad()
+    def scale_weight_norms(self, largest: float) -> tuple[int, float]:
+        """Scale every adapter whose change of weight has a Frobenius norm above `largest` down to it.
+
+        Returns:
+            How many were scaled, and the mean norm afterwards.
+        """
+        if not self.adapters():
+            return 0, 0.0
+        norms = torch.stack([adapter.norm() for adapter in self.adapters()])
+        factors = (largest / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(max=1)
+        for adapter, factor in zip(self.adapters(), factors, strict=True):
+            adapter.scale_by(factor)
+        return int((factors < 1).sum()), float((norms * factors).mean())
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         """Take over the weights and alphas of a LoRA file, in any spelling; values are cast to the network's dtype.
@@ -163,8 +285,15 @@ class Network(nn.Module):
             missing = [key for key in adapters if key not in layers]
             if missing:
                 raise UserError(f"has no weights for {listing(missing)}", field="weights_sd")
-        fitted = {key: _fitted(layer, adapters[key]) for key, layer in layers.items() if key in adapters}
-        return super().load_state_dict(tensors_of(fitted), strict=strict, assign=assign)
+        tensors: dict[str, Tensor] = {}
+        for key, layer in layers.items():
+            if key not in adapters:
+                continue
+            try:
+                tensors |= {f"{key}{suffix}": tensor for suffix, tensor in adapters[key].fitted(layer).items()}
+            except ValueError as error:
+                raise UserError(f"{key} {error}", field="weights_sd") from error
+        return super().load_state_dict(tensors, strict=strict, assign=assign)
 
     def save_weights(
         self, file: str | Path, dtype: torch.dtype | None = None, metadata: Mapping[str, str] | None = None
@@ -195,13 +324,30 @@ def check_keys(keys: Iterable[str], known: Mapping[str, Any], field: str) -> Non
         raise UserError(f"{len(unmatched)} of its keys match no module here: {listing(unmatched)}", field=field)
 
 
-def _fitted(layer: LoraLayer, adapter: Any) -> LoraLayer:
-    """The layer in the adapter's shapes: a 1x1 convolution's factors may have two or four dimensions in a file."""
-    down, up = adapter.lora_down.weight, adapter.lora_up.weight
-    if layer.down.numel() != down.numel() or layer.up.numel() != up.numel() or layer.rank != adapter.lora_dim:
-        message = (
-            f"{adapter.lora_name} has down {tuple(layer.down.shape)} and up {tuple(layer.up.shape)}, "
-            f"where the network has {tuple(down.shape)} and {tuple(up.shape)}"
-        )
-        raise UserError(message, field="weights_sd")
-    return LoraLayer(layer.down.reshape(down.shape), layer.up.reshape(up.shape), layer.alpha)
+def _one_each(value: float | Sequence[float] | None, count: int) -> list[float | None]:
+    """A rate for each text encoder.
+
+    Raises:
+        UserError: there are more rates than text encoders.
+    """
+    rates = [value] if value is None or isinstance(value, int | float) else list(value) or [None]
+    if len(rates) > max(count, 1):
+        raise UserError(f"has {len(rates)} rates for {count} text encoder(s)", field="text_encoder_lr")
+    return [*rates, *[rates[-1]] * (count - len(rates))]
+
+
+def attach(adapter: Any, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+    """Have an adapter act on a module until the handle's `remove`.
+
+    At multiplier 0, and where dropout leaves the adapter out, the module's output stays bit for bit.
+    """
+
+    def after_forward(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not adapter.multiplier:
+            return None
+        dropout = adapter.dropout
+        if dropout is not None and adapter.training and dropout.skips(adapter.place.number):
+            return None
+        return adapter(inputs[0], output)
+
+    return module.register_forward_hook(after_forward)

@@ -2,28 +2,25 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from backend.errors import UserError
-from backend.lora.file import layers_of, read_tensors, tensors_of
-from backend.lora.layer import LoraLayer
-from backend.networks.base import Network, check_keys
-from backend.networks.modules import FoundModule, TextEncoders, find_modules
-
-DEFAULT_DIM = 4
-DEFAULT_CONV_ALPHA = 1.0
+from backend.lora.layer import Layer, LoraLayer
+from backend.networks.base import Network, Place
+from backend.networks.build import DEFAULT_DIM, Kind, build_network, load_alpha, network_from_file, save_alpha
+from backend.networks.dropout import Dropout
+from backend.networks.modules import TextEncoders
 
 
 class LoRAModule(nn.Module):
     """The adapter of one module: out + up(down(x)) * alpha / rank * multiplier.
 
-    It acts through a forward hook of the module it is applied to, so the module's own parameters and class stay as they
-    are; several can sit on one module. `up` starts at zero, so a new adapter changes nothing.
+    `up` starts at zero, so a new adapter changes nothing.
 
     Args:
         lora_name: its key in a LoRA file.
@@ -32,6 +29,10 @@ class LoRAModule(nn.Module):
         lora_dim: the rank.
         alpha: the scale is alpha / rank; 0 or None means the rank.
         generator: what `down` is drawn with; None draws from torch's own state.
+        place: where in a model it sits.
+
+    Attributes:
+        rows: use the first so many ranks alone, with scale alpha / rows; None uses all. See dylora.py.
     """
 
     def __init__(
@@ -42,22 +43,26 @@ class LoRAModule(nn.Module):
         lora_dim: int = DEFAULT_DIM,
         alpha: float | None = None,
         generator: torch.Generator | None = None,
+        place: Place = Place(),  # noqa: B008  (frozen)
     ) -> None:
         super().__init__()
         self.lora_name = lora_name
         self.lora_dim = int(lora_dim)
         self.alpha = float(alpha or self.lora_dim)
         self.multiplier = float(multiplier)
+        self.place = place
+        self.dropout: Dropout | None = None
+        self.rows: int | None = None
         self.lora_down, self.lora_up = _factors(org_module, self.lora_dim)
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._channels = 1 if isinstance(org_module, nn.Conv2d) else -1
         if not self.lora_down.weight.is_meta:
             nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5), generator=generator)
             nn.init.zeros_(self.lora_up.weight)
 
     @property
     def scale(self) -> float:
-        """alpha / rank."""
-        return self.alpha / self.lora_dim
+        """alpha / rank, of the ranks that are in use."""
+        return self.alpha / (self.rows or self.lora_dim)
 
     def forward(self, x: Tensor, output: Tensor) -> Tensor:
         """The module's output with the adapter's contribution added; in the output's dtype.
@@ -68,42 +73,76 @@ class LoRAModule(nn.Module):
         """
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.lora_down.weight.dtype)
-        change = self.lora_up(self.lora_down(x))
+        inner = (
+            self.lora_down(x) if self.rows is None else _apply(self.lora_down, self.lora_down.weight[: self.rows], x)
+        )
+        if self.training and self.dropout is not None:
+            inner = self.dropout.apply(inner, self.place.number, self._channels)
+        if self.rows is None:
+            change = self.lora_up(inner)
+        else:
+            change = _apply(self.lora_up, self.lora_up.weight[:, : self.rows], inner)
         return torch.add(output, change, alpha=self.scale * self.multiplier).to(output.dtype)
 
-    def apply_to(self, module: nn.Module) -> None:
-        """Add this adapter's contribution to what a module gives out, until `remove`."""
-        self.remove()
-        self._hook = module.register_forward_hook(self._after_forward)
-
-    def remove(self) -> None:
-        """Give the module back as it was."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+    def layer(self) -> LoraLayer:
+        """Its weights as a value, whatever rows are in use; the tensors are its own."""
+        return LoraLayer(self.lora_down.weight, self.lora_up.weight, self.alpha)
 
     def delta(self) -> Tensor:
-        """The change of the module's weight at multiplier 1."""
-        return LoraLayer(self.lora_down.weight, self.lora_up.weight, self.alpha).delta()
+        """The change of the module's weight at multiplier 1, of the rows in use."""
+        layer = self.layer()
+        return (layer if self.rows is None else layer.truncated(self.rows)).delta()
 
-    def _after_forward(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        return self(inputs[0], output) if self.multiplier else None
+    def fitted(self, layer: Layer) -> dict[str, Tensor]:
+        """A layer of a file in this adapter's shapes: a 1x1 convolution's factors may have two or four dimensions.
+
+        Raises:
+            ValueError: it is of another kind, rank or shape.
+        """
+        if not isinstance(layer, LoraLayer):
+            raise ValueError(f"is a {layer.KIND}, not a LoRA")
+        down, up = self.lora_down.weight, self.lora_up.weight
+        if layer.down.numel() != down.numel() or layer.up.numel() != up.numel() or layer.rank != self.lora_dim:
+            raise ValueError(
+                f"has down {tuple(layer.down.shape)} and up {tuple(layer.up.shape)}, "
+                f"where the network has {tuple(down.shape)} and {tuple(up.shape)}"
+            )
+        return {
+            ".lora_down.weight": layer.down.reshape(down.shape),
+            ".lora_up.weight": layer.up.reshape(up.shape),
+            ".alpha": torch.tensor(layer.alpha, dtype=torch.float32),
+        }
+
+    def fast_parameters(self) -> list[nn.Parameter]:
+        """LoRA+ (arXiv 2402.12354) trains `up` at a higher rate."""
+        return [self.lora_up.weight]
+
+    def norm(self) -> Tensor:
+        """Frobenius norm of the whole `delta`: |UD|^2 = tr(U'U DD'), with matrices of the rank's size alone."""
+        down, up = self.lora_down.weight.flatten(1).float(), self.lora_up.weight.flatten(1).float()
+        return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt() * abs(self.alpha / self.lora_dim)
+
+    def scale_by(self, factor: Tensor) -> None:
+        """Make `delta` so many times as large; both factors take half of it."""
+        for weight in (self.lora_down.weight, self.lora_up.weight):
+            weight.mul_(factor.sqrt())
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Alpha is a Python number here and a tensor in files."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}alpha"] = torch.tensor(self.alpha, dtype=torch.float32)
+        save_alpha(self, destination, prefix)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, _metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
-        _missing, unexpected, _messages = lists
         super()._load_from_state_dict(state_dict, prefix, _metadata, strict, *lists)
-        name = f"{prefix}alpha"
-        if name in state_dict:
-            self.alpha = float(state_dict[name])
-        if name in unexpected:
-            unexpected.remove(name)
+        load_alpha(self, state_dict, prefix, unexpected=lists[1])
+
+
+def _apply(layer: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
+    """What the layer makes of x with another weight."""
+    if isinstance(layer, nn.Conv2d):
+        return functional.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation)
+    return functional.linear(x, weight)
 
 
 def _factors(module: nn.Module, rank: int) -> tuple[nn.Module, nn.Module]:
@@ -126,55 +165,7 @@ def _empty(kind: type[nn.Module], *sizes: Any, **options: Any) -> nn.Module:
     return layer
 
 
-@dataclass(frozen=True)
-class LoraOptions:
-    """The network's own options (`network_args`).
-
-    Attributes:
-        conv_dim: rank on 3x3 convolutions; None leaves them and everything outside the attentions alone (LierLa).
-        conv_alpha: alpha on them; 1 if not given, 0 means conv_dim.
-    """
-
-    conv_dim: int | None = None
-    conv_alpha: float | None = None
-
-    @classmethod
-    def parse(cls, network_args: Mapping[str, Any]) -> "LoraOptions":
-        """Options from keyword arguments, whose values may be text as on a command line.
-
-        Raises:
-            UserError: naming the option that is unknown or wrong.
-        """
-        known = [option.name for option in fields(cls)]
-        for name in network_args:
-            if name not in known:
-                raise UserError(f"is no option of this network; it has {', '.join(known)}", field=name)
-        options = cls(
-            conv_dim=_whole("conv_dim", network_args.get("conv_dim")),
-            conv_alpha=_real("conv_alpha", network_args.get("conv_alpha")),
-        )
-        if options.conv_dim is None and options.conv_alpha is not None:
-            raise UserError("has no effect without conv_dim; give both or neither", field="conv_alpha")
-        return options
-
-
-def _whole(name: str, value: Any) -> int | None:
-    """A whole number from 1, given as itself or as text."""
-    number = _real(name, value)
-    if number is not None and (number < 1 or number != int(number)):
-        raise UserError(f"must be a whole number from 1, not {value!r}", field=name)
-    return None if number is None else int(number)
-
-
-def _real(name: str, value: Any) -> float | None:
-    """A number from 0, given as itself or as text."""
-    try:
-        number = None if value is None else float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"must be a number, not {value!r}", field=name) from error
-    if number is not None and not 0 <= number < math.inf:
-        raise UserError(f"must be a number from 0, not {value!r}", field=name)
-    return number
+KIND = Kind("networks.lora", LoRAModule, LoraLayer)
 
 
 def create_network(
@@ -186,6 +177,7 @@ def create_network(
     unet: nn.Module | None,
     *,
     generator: torch.Generator | None = None,
+    dropout: float | None = None,
     **network_args: Any,
 ) -> Network:
     """A new network for a model; it changes nothing until it is applied and trained.
@@ -197,27 +189,15 @@ def create_network(
         vae: not used.
         text_encoder, unet: the model, for its shapes; on any device, meta too.
         generator: what the weights are drawn with and then depend on alone; None draws from torch's own state.
-        network_args: see `LoraOptions`.
+        dropout: share of the activations between the factors that training leaves out (`network_dropout`).
+        network_args: see `config.network.LoraArgs`; values may be text.
 
     Raises:
         UserError: naming the option that is unknown or wrong, or the model is of an unknown family.
     """
-    options = LoraOptions.parse(network_args)
-    dim = _whole("network_dim", network_dim) or DEFAULT_DIM
-    alpha = _real("network_alpha", network_alpha)
-    conv_alpha = DEFAULT_CONV_ALPHA if options.conv_alpha is None else options.conv_alpha
-    adapters = []
-    for key, found in find_modules(text_encoder, unet).items():
-        if found.target.conv_only and options.conv_dim is None:
-            continue
-        size = (options.conv_dim, conv_alpha) if _is_wide(found) else (dim, alpha)
-        adapters.append((LoRAModule(key, found.module, multiplier, *size, generator), found.in_text_encoder))
-    return Network(adapters, multiplier)
-
-
-def _is_wide(found: FoundModule) -> bool:
-    """Whether the rank and alpha of convolutions apply: to 3x3 alone, not to the 1x1 and linear layers around them."""
-    return found.target.kind == "conv3x3"
+    return build_network(
+        KIND, multiplier, (network_dim, network_alpha), (text_encoder, unet), generator, dropout, network_args
+    )
 
 
 def create_network_from_weights(
@@ -227,6 +207,9 @@ def create_network_from_weights(
     text_encoder: TextEncoders,
     unet: nn.Module | None,
     weights_sd: Mapping[str, Tensor] | None = None,
+    *,
+    dropout: float | None = None,
+    **network_args: Any,
 ) -> tuple[Network, dict[str, Tensor]]:
     """The network that is in a LoRA file, with its weights loaded.
 
@@ -236,32 +219,12 @@ def create_network_from_weights(
         vae: not used.
         text_encoder, unet: the model, for its shapes.
         weights_sd: the tensors of a LoRA file in any spelling.
+        dropout, network_args: as for `create_network`; ranks and alphas are those of the file.
 
     Returns:
         The network, and the file's tensors under the names that the network's `state_dict` has.
 
     Raises:
-        UserError: the file is broken, or a key in it matches no module of the model.
+        UserError: the file is broken or of another kind, or a key in it matches no module of the model.
     """
-    metadata: dict[str, str] = {}
-    if weights_sd is None:
-        if file is None:
-            raise UserError("give a file, or its tensors as weights_sd", field="file")
-        weights_sd, metadata = read_tensors(file)
-    field = "weights_sd" if file is None else str(file)
-    layers, found = layers_of(weights_sd, metadata, field), find_modules(text_encoder, unet)
-    check_keys(layers, found, field)
-    adapters = [
-        (_adapter_of(key, layers[key], where, multiplier), where.in_text_encoder)
-        for key, where in found.items()
-        if key in layers
-    ]
-    network, tensors = Network(adapters, multiplier), tensors_of(layers)
-    network.load_state_dict(tensors)
-    return network, tensors
-
-
-def _adapter_of(key: str, layer: LoraLayer, found: FoundModule, multiplier: float) -> LoRAModule:
-    # The weights are about to be replaced, so the seed is any: what matters is that torch's own state is left alone.
-    generator = torch.Generator().manual_seed(0)
-    return LoRAModule(key, found.module, multiplier, layer.rank, layer.alpha, generator)
+    return network_from_file(KIND, multiplier, (file, weights_sd), (text_encoder, unet), dropout, network_args)

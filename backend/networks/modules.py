@@ -6,23 +6,27 @@ from dataclasses import dataclass
 from torch import nn
 
 from backend.errors import UserError
-from backend.tables.names import Target, UNetShape, text_encoder_targets, unet_targets
+from backend.tables.names import TEXT_ENCODERS, Target, UNetShape, text_encoder_targets, unet_targets
 
 TextEncoders = nn.Module | Sequence[nn.Module] | None
-FAMILY = "sd1"
 
 
 @dataclass(frozen=True)
 class FoundModule:
-    """A module of a model, and what the table says about it."""
+    """A module of a model, and what the table says about it.
+
+    Attributes:
+        encoder: number of the text encoder that it is part of, from 0; None for the U-Net.
+    """
 
     module: nn.Module
     target: Target
+    encoder: int | None = None
 
     @property
     def in_text_encoder(self) -> bool:
         """Whether it is part of a text encoder and not of the U-Net."""
-        return self.target.block is None
+        return self.encoder is not None
 
 
 def find_modules(text_encoders: TextEncoders, unet: nn.Module | None) -> dict[str, FoundModule]:
@@ -35,18 +39,29 @@ def find_modules(text_encoders: TextEncoders, unet: nn.Module | None) -> dict[st
     Raises:
         UserError: the model is of a family that has no table of names.
     """
-    encoders = [text_encoders] if isinstance(text_encoders, nn.Module) else list(text_encoders or ())
-    if len(encoders) > 1:
-        raise UserError("networks for models with two text encoders (SDXL) are not supported", field="text_encoder")
+    encoders = as_list(text_encoders)
+    shape = None if unet is None else unet_shape(unet)
+    # SD1 and SD2 have the same names.
+    family = "sdxl" if len(encoders) > 1 or (shape is not None and shape.xl) else "sd1"
+    if len(encoders) > TEXT_ENCODERS[family] or (shape is not None and not shape.xl and len(encoders) > 1):
+        raise UserError(f"{len(encoders)} are too many for this U-Net", field="text_encoder")
     found: dict[str, FoundModule] = {}
     for index, encoder in enumerate(encoders):
         root = _text_transformer(encoder)
-        targets = text_encoder_targets(FAMILY, len(root.get_submodule("encoder.layers")), index)
-        found |= _resolve(root, targets, "text_encoder")
-    if unet is not None:
-        unet = unwrapped(unet)
-        found |= _resolve(unet, unet_targets(unet_shape(unet)), "unet")
+        targets = text_encoder_targets(family, len(root.get_submodule("encoder.layers")), index)
+        found |= _resolve(root, targets, "text_encoder", index)
+    if shape is not None:
+        found |= _resolve(unwrapped(unet), unet_targets(shape), "unet")
     return found
+
+
+def as_list(text_encoders: TextEncoders) -> list[nn.Module]:
+    """The text encoders of a model, given as one, several or none."""
+    if text_encoders is None:
+        return []
+    # A ModuleList is both a module and a sequence.
+    single = isinstance(text_encoders, nn.Module) and not isinstance(text_encoders, nn.ModuleList)
+    return [text_encoders] if single else list(text_encoders)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -62,11 +77,12 @@ def unet_shape(unet: nn.Module) -> UNetShape:
     """The shape of a U-Net, from the number of its modules.
 
     Raises:
-        UserError: it is not built like the U-Net of Stable Diffusion 1.
+        UserError: it is not built like the U-Net of Stable Diffusion.
     """
+    unet = unwrapped(unet)
     try:
-        if getattr(unet.config, "addition_embed_type", None) is not None:
-            raise UserError("networks for SDXL are not supported", field="unet")
+        # What sets SDXL's apart is that it is told sizes and a pooled caption.
+        xl = getattr(unet.config, "addition_embed_type", None) == "text_time"
         blocks = list(unet.down_blocks)
         depths = tuple(_depth(block) for block in blocks)
         layers = [len(block.resnets) for block in blocks]
@@ -76,7 +92,7 @@ def unet_shape(unet: nn.Module) -> UNetShape:
         raise UserError(message, field="unet") from error
     if len(set(layers)) != 1:
         raise UserError(f"has levels of different lengths {layers}, so it is of an unknown family", field="unet")
-    return UNetShape(depths, middle, layers[0])
+    return UNetShape(depths, middle, layers[0], xl)
 
 
 def _depth(block: nn.Module) -> int:
@@ -94,11 +110,13 @@ def _text_transformer(encoder: nn.Module) -> nn.Module:
     return root
 
 
-def _resolve(root: nn.Module, targets: Sequence[Target], field: str) -> dict[str, FoundModule]:
+def _resolve(
+    root: nn.Module, targets: Sequence[Target], field: str, encoder: int | None = None
+) -> dict[str, FoundModule]:
     found = {}
     for target in targets:
         try:
-            found[target.key] = FoundModule(root.get_submodule(target.path), target)
+            found[target.key] = FoundModule(root.get_submodule(target.path), target, encoder)
         except AttributeError as error:
             if not target.optional:
                 raise UserError(f"has no module {target.path}, so it is of an unknown family", field=field) from error

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backend.networks.base import Network
+from backend.networks.base import Network, attach
 from backend.networks.lora import LoRAModule, create_network
 from tests.networks.tiny import TinyModel, make_model
 
@@ -35,9 +35,9 @@ def test_adapter_is_the_formula(module: nn.Module, shape: tuple[int, ...], multi
     nn.init.normal_(adapter.lora_up.weight)
     x = torch.randn(shape, dtype=torch.float64)
     plain = module(x)
-    adapter.apply_to(module)
+    handle = attach(adapter, module)
     applied = module(x)
-    adapter.remove()
+    handle.remove()
     delta = (adapter.lora_up.weight.flatten(1) @ adapter.lora_down.weight.flatten(1)).reshape(module.weight.shape)
     with torch.no_grad():
         module.weight += multiplier * (2.0 / 3) * delta
@@ -215,7 +215,7 @@ def test_a_compiled_model_sees_the_network_and_its_multiplier() -> None:
     x, compiled = torch.randn(2, 4, 4, 4), torch.compile(modules, backend="aot_eager", fullgraph=True)
     for adapter in adapters:
         nn.init.normal_(adapter.lora_up.weight)
-        adapter.apply_to(modules[int(adapter.lora_name[1])])
+        attach(adapter, modules[int(adapter.lora_name[1])])
     for multiplier in (1.0, 0.5, 0.0):
         for adapter in adapters:
             adapter.multiplier = multiplier

@@ -81,10 +81,10 @@ def test_conv_alpha_is_one_if_not_given(model: TinyModel) -> None:
     ("arguments", "message"),
     [
         ({"con_dim": 4}, "con_dim: .*conv_dim"),
-        ({"conv_dim": "four"}, "conv_dim: must be a number"),
-        ({"conv_dim": 2.5}, "conv_dim: must be a whole number"),
-        ({"conv_dim": 0}, "conv_dim: must be a whole number from 1"),
-        ({"conv_dim": 4, "conv_alpha": float("nan")}, "conv_alpha: must be a number from 0"),
+        ({"conv_dim": "four"}, "conv_dim: must be an integer"),
+        ({"conv_dim": 2.5}, "conv_dim: must be an integer"),
+        ({"conv_dim": 0}, "conv_dim: must be at least 1"),
+        ({"conv_dim": 4, "conv_alpha": float("nan")}, "conv_alpha: must be a finite number"),
         ({"conv_alpha": 1}, "conv_alpha: has no effect"),
     ],
 )

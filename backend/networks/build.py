@@ -1,0 +1,255 @@
+"""Building a network of any kind: which modules get an adapter, of which rank, and what a file says about that."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backend.config.network import network_options
+from backend.errors import UserError
+from backend.lora.file import layers_of, read_tensors, tensors_of
+from backend.lora.layer import Layer
+from backend.networks.base import Network, Place, Rates, check_keys
+from backend.networks.dropout import DropoutRates
+from backend.networks.modules import FoundModule, TextEncoders, find_modules, unet_shape
+from backend.tables.blocks import SD, BlockRank, Blocks, block_ranks, lr_weights
+
+DEFAULT_DIM = 4
+DEFAULT_CONV_ALPHA = 1.0
+
+Parts = tuple[TextEncoders, nn.Module | None]
+
+
+def plain_network(
+    adapters: list[nn.Module], multiplier: float, rates: Rates, dropout: DropoutRates, _options: Any
+) -> Network:
+    """A network that needs nothing but its adapters."""
+    return Network(adapters, multiplier, rates, dropout)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of network.
+
+    Attributes:
+        name: as in `--network_module`; its arguments are in config/network.py.
+        adapter: (key, module, multiplier, rank, alpha, generator, place) -> an adapter (see base.Adapter).
+        layer: what its files hold.
+        network: makes the whole of (adapters, multiplier, rates, dropout, the kind's own arguments).
+        takes_dropout: it has activations between its factors, of which some can be left out.
+    """
+
+    name: str
+    adapter: Callable[..., nn.Module]
+    layer: type[Layer]
+    network: Callable[..., Network] = plain_network
+    takes_dropout: bool = True
+
+
+def build_network(
+    kind: Kind,
+    multiplier: float,
+    size: tuple[int | None, float | None],
+    parts: Parts,
+    generator: torch.Generator | None,
+    dropout: float | None,
+    network_args: Mapping[str, Any],
+) -> Network:
+    """A new network; see `lora.create_network`.
+
+    Args:
+        size: rank and alpha.
+        parts: text encoders and U-Net.
+    """
+    dim, alpha = _whole("network_dim", size[0]) or DEFAULT_DIM, _real("network_alpha", size[1])
+    options = network_options(kind.name, dim, network_args)
+    text, unet = parts
+    found = find_modules(text, unet)
+    blocks = SD if unet is None else unet_shape(unet).blocks
+    weights = rate_weights(options, blocks)
+    ranks = ranks_of_blocks(options, blocks, dim, alpha, weights)
+    adapters = []
+    for key, where in found.items():
+        rank, own_alpha = _size(where, ranks, (dim, alpha), _has_conv(options))
+        if rank:
+            place = Place(len(adapters), where.encoder, where.target.block)
+            adapters.append(kind.adapter(key, where.module, multiplier, rank, own_alpha, generator, place))
+    if not adapters:
+        raise UserError("leaves no module of the model to be trained", field="network_args")
+    return kind.network(adapters, multiplier, _rates(options, weights), _dropout(kind, options, dropout), options)
+
+
+def network_from_file(
+    kind: Kind,
+    multiplier: float,
+    source: tuple[str | Path | None, Mapping[str, Tensor] | None],
+    parts: Parts,
+    dropout: float | None,
+    network_args: Mapping[str, Any],
+) -> tuple[Network, dict[str, Tensor]]:
+    """The network that a file holds; see `lora.create_network_from_weights`.
+
+    Args:
+        source: the file, and its tensors if they have been read already.
+        parts: text encoders and U-Net.
+    """
+    file, tensors = source
+    metadata: dict[str, str] = {}
+    if tensors is None:
+        if file is None:
+            raise UserError("give a file, or its tensors as weights_sd", field="file")
+        tensors, metadata = read_tensors(file)
+    field = "weights_sd" if file is None else str(file)
+    layers, found = layers_of(tensors, metadata, field), find_modules(*parts)
+    check_fit(layers, found, field)
+    other = next((layer for layer in layers.values() if not isinstance(layer, kind.layer)), None)
+    if other is not None:
+        raise UserError(f"holds a {other.KIND}, which {kind.name} cannot train", field=field)
+    largest = max(layer.rank for layer in layers.values())
+    options = network_options(kind.name, largest, network_args)
+    blocks = SD if parts[1] is None else unet_shape(parts[1]).blocks
+    # The weights are about to be replaced, so the seed is any: what matters is that torch's own state is left alone.
+    generator = torch.Generator().manual_seed(0)
+    present = [(key, where) for key, where in found.items() if key in layers]
+    adapters = [
+        kind.adapter(
+            key,
+            where.module,
+            multiplier,
+            layers[key].rank,
+            layers[key].alpha,
+            generator,
+            Place(number, where.encoder, where.target.block),
+        )
+        for number, (key, where) in enumerate(present)
+    ]
+    rates = _rates(options, rate_weights(options, blocks))
+    network = kind.network(adapters, multiplier, rates, _dropout(kind, options, dropout), options)
+    ready = tensors_of(layers)
+    network.load_state_dict(ready)
+    return network, ready
+
+
+def check_fit(layers: Mapping[str, Layer], found: Mapping[str, FoundModule], field: str) -> None:
+    """Refuse a file whose keys or shapes are not those of the model.
+
+    Raises:
+        UserError: listing keys, or naming the first layer that is made for another weight.
+    """
+    check_keys(layers, found, field)
+    for key, layer in layers.items():
+        weight = found[key].module.weight
+        shape = (weight.shape[0], weight[0].numel())
+        if layer.shape != shape:
+            raise UserError(
+                f"{key} is made for a weight of {layer.shape}, the model's is {shape}; "
+                "choose a LoRA made for this model",
+                field=field,
+            )
+
+
+def rate_weights(options: Any, blocks: Blocks) -> tuple[float, ...] | None:
+    """The weight of each block's learning rate, None if none is given.
+
+    Raises:
+        UserError: naming the argument that is wrong.
+    """
+    texts = (options.down_lr_weight, options.mid_lr_weight, options.up_lr_weight)
+    if all(text is None for text in texts):
+        return None
+    return _checked(lambda: lr_weights(blocks, *texts, options.block_lr_zero_threshold))
+
+
+def ranks_of_blocks(
+    options: Any, blocks: Blocks, dim: int, alpha: float | None, weights: tuple[float, ...] | None
+) -> tuple[BlockRank, ...]:
+    """Ranks and alphas of each block. A kind that has no ranks by block has the same everywhere.
+
+    Raises:
+        UserError: naming the argument that is wrong.
+    """
+    names = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
+    lists = tuple(getattr(options, name, None) for name in names)
+    conv_alpha = DEFAULT_CONV_ALPHA if options.conv_alpha is None else options.conv_alpha
+    everywhere = BlockRank(dim, alpha or 0.0, options.conv_dim or 0, conv_alpha)
+    return _checked(lambda: block_ranks(blocks, everywhere, lists, weights))
+
+
+def _has_conv(options: Any) -> bool:
+    """Whether 3x3 convolutions are trained, and with them the layers that LierLa leaves out."""
+    return options.conv_dim is not None or getattr(options, "conv_block_dims", None) is not None
+
+
+def _size(
+    found: FoundModule, ranks: tuple[BlockRank, ...], text: tuple[int, float | None], conv: bool
+) -> tuple[int, float | None]:
+    """Rank and alpha of one module; rank 0 leaves it out.
+
+    The convolutions' apply to 3x3 alone, not to the 1x1 and linear layers around them.
+    """
+    if found.encoder is not None:
+        return text
+    if found.target.conv_only and not conv:
+        return 0, None
+    block = ranks[found.target.block]
+    return (block.conv_dim, block.conv_alpha) if found.target.kind == "conv3x3" else (block.dim, block.alpha)
+
+
+def _rates(options: Any, weights: tuple[float, ...] | None) -> Rates:
+    everywhere = getattr(options, "loraplus_lr_ratio", None)
+    text, unet = (getattr(options, f"loraplus_{part}_lr_ratio", None) for part in ("text_encoder", "unet"))
+    return Rates(weights, everywhere if text is None else text, everywhere if unet is None else unet)
+
+
+def _dropout(kind: Kind, options: Any, neuron: float | None) -> DropoutRates:
+    if neuron and not kind.takes_dropout:
+        message = f"has no meaning for {kind.name}; use rank_dropout or module_dropout in network_args"
+        raise UserError(message, field="network_dropout")
+    if neuron is not None and not 0 <= neuron < 1:
+        raise UserError(f"must be from 0 to below 1, not {neuron}", field="network_dropout")
+    return DropoutRates(neuron or 0.0, options.rank_dropout or 0.0, options.module_dropout or 0.0)
+
+
+def _checked(make: Callable[[], Any]) -> Any:
+    """The plain functions of tables/ say `name: what is wrong`."""
+    try:
+        return make()
+    except ValueError as error:
+        field, _, message = str(error).partition(": ")
+        raise UserError(message, field=field) from None
+
+
+def _whole(name: str, value: Any) -> int | None:
+    """A whole number from 1, given as itself or as text."""
+    number = _real(name, value)
+    if number is not None and (number < 1 or number != int(number)):
+        raise UserError(f"must be a whole number from 1, not {value!r}", field=name)
+    return None if number is None else int(number)
+
+
+def _real(name: str, value: Any) -> float | None:
+    """A number from 0, given as itself or as text."""
+    try:
+        number = None if value is None else float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"must be a number, not {value!r}", field=name) from error
+    if number is not None and not 0 <= number < float("inf"):
+        raise UserError(f"must be a number from 0, not {value!r}", field=name)
+    return number
+
+
+def save_alpha(adapter: Any, destination: dict[str, Any], prefix: str) -> None:
+    """Alpha is a Python number in an adapter and a tensor in files."""
+    destination[f"{prefix}alpha"] = torch.tensor(adapter.alpha, dtype=torch.float32)
+
+
+def load_alpha(adapter: Any, state_dict: Mapping[str, Any], prefix: str, unexpected: list[str]) -> None:
+    """The way back of `save_alpha`, within `nn.Module._load_from_state_dict`."""
+    name = f"{prefix}alpha"
+    if name in state_dict:
+        adapter.alpha = float(state_dict[name])
+    if name in unexpected:
+        unexpected.remove(name)
