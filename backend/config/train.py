@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from backend.config.choices import NETWORK_SPELLINGS, SAMPLER_SPELLINGS, NetworkModule, Sampler
 from backend.config.declare import Command, Option, Section, reject, reject_all
-from backend.config.network import NETWORK_ARGS, read_network_args
+from backend.config.network import NETWORK_ARGS, rank_problems, read_network_args
 from backend.config.text import read_literals
 
 ADVANCED = Option(advanced=True)
@@ -59,8 +59,26 @@ class Network(Section):
     network_alpha: Annotated[float, Option(spellings=(("none", 0.0),))] = Field(1.0, ge=0)
     """Scale: changes count alpha / rank. 0 or "none" means alpha = rank."""
 
-    network_args: dict[str, Any] = Field(default_factory=dict)
+    network_args: Annotated[dict[str, Any], Option(widget="network_args")] = Field(default_factory=dict)
     """Further arguments of the network, as "key=value" pairs or as a table."""
+
+    network_weights: Annotated[Path | None, Option(widget="file")] = None
+    """LoRA file to go on training from. The strength it is saved with is its own, whatever network_alpha says."""
+
+    dim_from_weights: bool = False
+    """Take the ranks and alphas of every module from network_weights."""
+
+    network_dropout: Annotated[float | None, ADVANCED] = Field(None, ge=0, lt=1)
+    """Share of the activations between the network's factors that is left out in training."""
+
+    scale_weight_norms: Annotated[float | None, ADVANCED] = Field(None, gt=0)
+    """After every step, scale changes of weight with a larger norm down to this; 1 is a usual value."""
+
+    base_weights: Annotated[tuple[Path, ...], Option(advanced=True, widget="file")] = ()
+    """LoRA files to merge into the model before training."""
+
+    base_weights_multiplier: Annotated[tuple[float, ...], ADVANCED] = ()
+    """Multiplier of each file of base_weights; missing ones are 1."""
 
     network_train_unet_only: bool = False
     """Train the U-Net only and leave the text encoder as it is."""
@@ -80,6 +98,27 @@ class Network(Section):
         return arguments
 
     @model_validator(mode="after")
+    def _fits_together(self) -> "Network":
+        problems = (
+            [] if self.dim_from_weights else rank_problems(self.network_module, self.network_dim, self.network_args)
+        )
+        if self.dim_from_weights and self.network_weights is None:
+            problems.append(("dim_from_weights", "needs network_weights, the file that has the ranks"))
+        if len(self.base_weights_multiplier) > len(self.base_weights):
+            given, files = len(self.base_weights_multiplier), len(self.base_weights)
+            problems.append(("base_weights_multiplier", f"has {given} values for {files} files in base_weights"))
+        if self.network_dropout and self.network_module == "networks.loha":
+            problems.append(
+                (
+                    "network_dropout",
+                    "has no meaning for networks.loha; use rank_dropout or module_dropout in network_args",
+                )
+            )
+        if problems:
+            reject_all(problems)
+        return self
+
+    @model_validator(mode="after")
     def _one_part_only(self) -> "Network":
         if self.network_train_unet_only and self.network_train_text_encoder_only:
             reject("network_train_text_encoder_only", "cannot be set together with network_train_unet_only; choose one")
@@ -95,8 +134,8 @@ class Optim(Section):
     unet_lr: float | None = Field(None, ge=0)
     """Learning rate of the U-Net's network; left out, learning_rate."""
 
-    text_encoder_lr: float | None = Field(None, ge=0)
-    """Learning rate of the text encoder's network; left out, learning_rate."""
+    text_encoder_lr: tuple[float, ...] = ()
+    """Learning rate of the text encoder's network, or one for each of SDXL's two; left out, learning_rate."""
 
     optimizer_type: Literal["AdamW", "AdamW8bit"] = "AdamW"
     """Optimizer. AdamW8bit keeps its state in 8 bits, which saves memory."""
@@ -124,6 +163,22 @@ class Optim(Section):
 
     seed: int | None = Field(None, ge=0, le=2**63 - 1)
     """Seed of every random draw; left out, one is drawn, shown and saved."""
+
+    @field_validator("text_encoder_lr", mode="before")
+    @classmethod
+    def _one_or_two_rates(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = (float(value),)
+        return () if value is None else value
+
+    @field_validator("text_encoder_lr")
+    @classmethod
+    def _rates_from_zero(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(value) > 2 or any(rate < 0 for rate in value):
+            reject(
+                "text_encoder_lr", f"must be one rate from 0, or one for each of two text encoders, got {list(value)}"
+            )
+        return value
 
     @field_validator("optimizer_args", mode="before")
     @classmethod

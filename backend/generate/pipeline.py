@@ -20,7 +20,8 @@ from backend.generate.images import numbered, to_pictures
 from backend.generate.prompts import Request
 from backend.generate.samplers import make_solver
 from backend.lora.file import LoraFile, read_lora
-from backend.lora.layer import LoraLayer
+from backend.lora.layer import Layer
+from backend.networks.build import check_fit
 from backend.networks.modules import find_modules
 
 OnStep = Callable[[int, int], None]
@@ -117,7 +118,7 @@ class FoldedWeight:
     weight: nn.Parameter
     original: Tensor
 
-    def set(self, layers: Sequence[tuple[LoraLayer, float]]) -> None:
+    def set(self, layers: Sequence[tuple[Layer, float]]) -> None:
         """weight = original + sum(multiplier * delta), summed in float32; with no layers the original, bit for bit."""
         if not layers:
             self.weight.copy_(self.original)
@@ -164,7 +165,7 @@ class GenerationModel:
         """
         files = [(self._read(Path(path)), float(multiplier)) for path, multiplier in loras]
         self._files = {key: file for key, file in self._files.items() if any(file is used for used, _ in files)}
-        layers: dict[str, list[tuple[LoraLayer, float]]] = {}
+        layers: dict[str, list[tuple[Layer, float]]] = {}
         for file, multiplier in files:
             if multiplier:
                 for key, layer in file.layers.items():
@@ -184,30 +185,15 @@ class GenerationModel:
         key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
         if key not in self._files:
             file = read_lora(path)
-            unknown = [name for name in file.layers if name not in self.modules]
-            if unknown:
-                listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
-                raise UserError(
-                    f"{len(unknown)} of its {len(file.layers)} modules do not exist in this model ({listed}); "
-                    "choose a LoRA made for it",
-                    field=str(path),
-                )
-            layers = {name: self._placed(layer, path, name) for name, layer in file.layers.items()}
+            check_fit(file.layers, self.modules, str(path))
+            layers = {name: self._placed(layer) for name, layer in file.layers.items()}
             self._files[key] = replace(file, layers=layers)
         return self._files[key]
 
-    def _placed(self, layer: LoraLayer, path: Path, name: str) -> LoraLayer:
-        weight = self.modules[name].module.weight
-        shape = (layer.up.shape[0], layer.down[0].numel())
-        if shape != (weight.shape[0], weight[0].numel()):
-            raise UserError(
-                f"{name} is made for a weight of {shape}, the model's is {tuple(weight.shape)}; "
-                "choose a LoRA made for this model",
-                field=str(path),
-            )
+    def _placed(self, layer: Layer) -> Layer:
         # Copies, as the tensors may be mapped from the file, which someone may overwrite while it is in use.
-        down, up = (factor.to(self.device, torch.float32, copy=True) for factor in (layer.down, layer.up))
-        return replace(layer, down=down, up=up)
+        factors = {name: factor.to(self.device, torch.float32, copy=True) for name, factor in layer.factors.items()}
+        return type(layer).of(factors, layer.alpha)
 
     def pictures(
         self, request: Request, batch_size: int = 1, on_step: OnStep | None = None

@@ -190,11 +190,8 @@ class Network(nn.Module):
         """
         if weights_sd is not None:
             self.load_state_dict(weights_sd)
-        with torch.no_grad():
-            for adapter, found in self._pairs(text_encoder, unet):
-                weight = found.module.weight
-                delta = adapter.delta().to(weight.device).reshape(weight.shape) * adapter.multiplier
-                weight.copy_(weight.to(delta.dtype) + delta)
+        for adapter, found in self._pairs(text_encoder, unet):
+            add_to_weight(found.module, adapter.delta(), adapter.multiplier)
 
     def parameter_groups(
         self,
@@ -311,6 +308,13 @@ class Network(nn.Module):
         adapters = {adapter.lora_name: adapter for adapter in self.adapters()}
         check_keys(adapters, found, "network")
         return [(adapter, found[key]) for key, adapter in adapters.items()]
+
+
+@torch.no_grad()
+def add_to_weight(module: nn.Module, delta: Tensor, multiplier: float) -> None:
+    """W += multiplier * delta, summed in the precision of delta and rounded once to the weight's."""
+    weight = module.weight
+    weight.copy_(weight.to(delta.dtype) + delta.to(weight.device).reshape(weight.shape) * multiplier)
 
 
 def check_keys(keys: Iterable[str], known: Mapping[str, Any], field: str) -> None:

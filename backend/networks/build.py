@@ -12,6 +12,7 @@ from backend.config.network import network_options
 from backend.errors import UserError
 from backend.lora.file import layers_of, read_tensors, tensors_of
 from backend.lora.layer import Layer
+from backend.lora.spelling import family_of
 from backend.networks.base import Network, Place, Rates, check_keys
 from backend.networks.dropout import DropoutRates
 from backend.networks.modules import FoundModule, TextEncoders, find_modules, unet_shape
@@ -19,6 +20,7 @@ from backend.tables.blocks import SD, BlockRank, Blocks, block_ranks, lr_weights
 
 DEFAULT_DIM = 4
 DEFAULT_CONV_ALPHA = 1.0
+TITLES = {"sd1": "Stable Diffusion 1", "sd2": "Stable Diffusion 2", "sdxl": "Stable Diffusion XL"}
 
 Parts = tuple[TextEncoders, nn.Module | None]
 
@@ -139,10 +141,13 @@ def check_fit(layers: Mapping[str, Layer], found: Mapping[str, FoundModule], fie
     Raises:
         UserError: listing keys, or naming the first layer that is made for another weight.
     """
+    shapes = {key: (where.module.weight.shape[0], where.module.weight[0].numel()) for key, where in found.items()}
+    theirs, ours = (family_of(table) for table in ({key: layer.shape for key, layer in layers.items()}, shapes))
+    if theirs and ours and theirs != ours:
+        raise UserError(f"is made for {TITLES[theirs]}, the model is {TITLES[ours]}", field=field)
     check_keys(layers, found, field)
     for key, layer in layers.items():
-        weight = found[key].module.weight
-        shape = (weight.shape[0], weight[0].numel())
+        shape = shapes[key]
         if layer.shape != shape:
             raise UserError(
                 f"{key} is made for a weight of {layer.shape}, the model's is {shape}; "

@@ -50,6 +50,7 @@ def training_step(run: Run, step: int, micro_batches: Sequence[tuple[Batch, Tens
     for batch, latents in micro_batches:
         indices = range(first, first + len(batch.items))
         first += len(batch.items)
+        run.network.begin_step(run.seed, step, indices)
 
         # The forward process: noise of a random strength is added.
         noise = draw_noise(run.seed, step, indices, latents.shape[1:]).to(device)
@@ -70,6 +71,8 @@ def training_step(run: Run, step: int, micro_batches: Sequence[tuple[Batch, Tens
         run.accelerator.clip_grad_norm_(run.parameters, run.config.optim.max_grad_norm)
     run.optimizer.step()
     run.optimizer.zero_grad()
+    if run.config.network.scale_weight_norms:
+        run.network.scale_weight_norms(run.config.network.scale_weight_norms)
     return loss
 
 
@@ -87,7 +90,7 @@ def train(run: Run) -> Progress:
         with StopRequest() as stop:
             if run.sampling.at_first:
                 with progress.paused():
-                    run.sampling.draw(run.model, run.accelerator, step, "000000")
+                    run.sampling.draw(run.model, run.network, run.accelerator, step, "000000")
             for epoch in range(run.epochs):
                 pairs = run.feed(run.training_set.epoch_batches(run.seed, epoch))
                 for micro_batches in grouped(pairs, run.config.optim.gradient_accumulation_steps):
@@ -96,7 +99,7 @@ def train(run: Run) -> Progress:
                     progress.step(step, epoch + 1, loss, current_rates(run))
                     if run.sampling.after_step(step):
                         with progress.paused():
-                            run.sampling.draw(run.model, run.accelerator, step, f"{step:06d}")
+                            run.sampling.draw(run.model, run.network, run.accelerator, step, f"{step:06d}")
                     if step == run.total_steps:
                         break
                     if stop.asked:
@@ -116,7 +119,7 @@ def after_epoch(run: Run, progress: Progress, step: int, epoch: int) -> None:
         path = run.outputs.final if final else run.outputs.epoch(epoch)
         save_network(run, path, step, epoch, final)
     if run.sampling.after_epoch(epoch):
-        run.sampling.draw(run.model, run.accelerator, step, f"e{epoch:06d}")
+        run.sampling.draw(run.model, run.network, run.accelerator, step, f"e{epoch:06d}")
 
 
 def stop_early(run: Run, progress: Progress, step: int, epoch: int) -> None:

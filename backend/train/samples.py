@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from backend import events
 from backend.config.train import Samples
@@ -46,16 +47,17 @@ class Sampling:
         """Whether to draw before the first step."""
         return bool(self.requests) and self.options.sample_at_first
 
-    def draw(self, model: Model, accelerator: Accelerator, step: int, moment: str) -> None:
+    def draw(self, model: Model, network: nn.Module, accelerator: Accelerator, step: int, moment: str) -> None:
         """Draw all prompts with the live modules, write them and tell; modes and devices are as before afterwards.
 
         Args:
             model: with the network applied.
+            network: its dropout rests meanwhile.
             accelerator: for the precision of training.
             step: steps done.
             moment: how the file names call it, such as `e000002`.
         """
-        modes = [(module, module.training) for module in (model.unet, *model.text_encoders)]
+        modes = [(module, module.training) for module in (model.unet, *model.text_encoders, network)]
         home = next(model.vae.parameters()).device
         model.vae.to(accelerator.device)
         for module, _ in modes:

@@ -5,6 +5,7 @@ import random
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 from backend import events
 from backend.config.base import resolved_toml
 from backend.config.dataset import DatasetConfig
+from backend.config.train import Network as NetworkOptions
 from backend.config.train import TrainNetwork
 from backend.data.dataset import TrainingSet
 from backend.draws import draw_key
@@ -24,6 +26,10 @@ from backend.families.base import load_model, model_hashes
 from backend.families.model import Model
 from backend.generate.attention import set_attention
 from backend.generate.pipeline import place
+from backend.lora.file import layers_of, read_lora, read_tensors, tensors_of
+from backend.networks.base import add_to_weight, check_keys
+from backend.networks.build import check_fit
+from backend.networks.modules import find_modules
 from backend.train.feed import Feed, make_feed
 from backend.train.noise import Diffusion, diffusion_of
 from backend.train.optim import Schedule, make_optimizer, make_schedule
@@ -105,7 +111,7 @@ def prepare(config: TrainNetwork) -> Run:
 
     network = make_network(config, model, seed, accelerator.device)
     optim = config.optim
-    groups = network.parameter_groups(optim.text_encoder_lr, optim.unet_lr, optim.learning_rate)
+    groups = network.parameter_groups(optim.text_encoder_lr or None, optim.unet_lr, optim.learning_rate)
     parameters = [{"params": group.params, "lr": group.lr} for group in groups]
     optimizer = accelerator.prepare(make_optimizer(optim.optimizer_type, parameters, optim.optimizer_args))
     write_text(outputs.config, resolved_toml(config))
@@ -117,7 +123,7 @@ def prepare(config: TrainNetwork) -> Run:
         model=model,
         network=network,
         diffusion=diffusion_of(model.scheduler),
-        encode_captions=CaptionEncoder(model, trained="text_encoder" in [group.name for group in groups]),
+        encode_captions=CaptionEncoder(model, trained=any(group.name.startswith("text_encoder") for group in groups)),
         feed=feed,
         optimizer=optimizer,
         group_names=tuple(group.name for group in groups),
@@ -198,17 +204,18 @@ def place_model(model: Model, config: TrainNetwork, device: torch.device, dtype:
 def make_network(config: TrainNetwork, model: Model, seed: int, device: torch.device) -> nn.Module:
     """The network, initialised from the seed in float32 on the CPU, applied to the model and moved to its device."""
     options = config.network
+    merge_base_weights(options, model)
     module: ModuleType = importlib.import_module(f"backend.{options.network_module}")
-    network = module.create_network(
-        1.0,
-        options.network_dim,
-        options.network_alpha,
-        model.vae,
-        model.text_encoders,
-        model.unet,
-        generator=torch.Generator().manual_seed(draw_key(seed, "network")),
-        **options.network_args,
-    )
+    parts = (model.vae, model.text_encoders, model.unet)
+    generator = torch.Generator().manual_seed(draw_key(seed, "network"))
+    further = {"dropout": options.network_dropout, **options.network_args}
+    if options.dim_from_weights:
+        network, _ = module.create_network_from_weights(1.0, options.network_weights, *parts, **further)
+    else:
+        size = (options.network_dim, options.network_alpha)
+        network = module.create_network(1.0, *size, *parts, generator=generator, **further)
+        if options.network_weights is not None:
+            continue_from(network, options.network_weights)
     network.apply_to(
         model.text_encoders,
         model.unet,
@@ -218,3 +225,38 @@ def make_network(config: TrainNetwork, model: Model, seed: int, device: torch.de
     network.to(device, dtype=torch.float32)
     network.requires_grad_(True).train()
     return network
+
+
+def merge_base_weights(options: NetworkOptions, model: Model) -> None:
+    """Add the LoRA files of `base_weights` to the model's weights, which are trained on as they are then.
+
+    Raises:
+        UserError: a file is broken or made for another model.
+    """
+    multipliers = [*options.base_weights_multiplier, *[1.0] * len(options.base_weights)]
+    for path, multiplier in zip(options.base_weights, multipliers, strict=False):
+        layers = read_lora(path).layers
+        modules = find_modules(model.text_encoders, model.unet)
+        check_fit(layers, modules, str(path))
+        for key, layer in layers.items():
+            add_to_weight(modules[key].module, layer.delta(), multiplier)
+        say(f"Merged {path} at {multiplier:g}")
+
+
+def continue_from(network: nn.Module, path: Path) -> None:
+    """Load a LoRA file into a network of the same ranks; a part that the file does not have starts from nothing.
+
+    Raises:
+        UserError: the file is broken, or has other ranks or modules.
+    """
+    tensors, metadata = read_tensors(path)
+    layers = layers_of(tensors, metadata, str(path))
+    check_keys(layers, {adapter.lora_name: adapter for adapter in network.adapters()}, str(path))
+    missing = len(network.adapters()) - len(layers)
+    if missing:
+        warn(f"{path} has no weights for {missing} of the network's modules, which start from nothing")
+    try:
+        network.load_state_dict(tensors_of(layers), strict=False)
+    except UserError as error:
+        message = f"{error.message}; set dim_from_weights to take the file's ranks"
+        raise UserError(message, field=str(path)) from None
