@@ -36,6 +36,7 @@ COMMANDS: dict[str, Entry] = {
     "train_network": Entry("backend.config.train:TrainNetwork", "backend.train.loop:run"),
     "gen_img": Entry("backend.config.generate:GenImg", "backend.generate.run:run"),
     "convert_diffusers20_original_sd": Entry("backend.config.tools:ConvertModel", "backend.tools.convert:run"),
+    "inspect_lora": Entry("backend.config.tools:InspectLora", "backend.tools.inspect_lora:run"),
 }
 ALIASES = {"gen_img_diffusers": "gen_img"}
 

@@ -28,3 +28,21 @@ class ConvertModel(Command):
     command: ClassVar[str] = "convert_diffusers20_original_sd"
 
     convert: Conversion
+
+
+class Inspection(Section):
+    """What to look at."""
+
+    file: Annotated[Path, Option(positional=True, widget="file")]
+    """LoRA file: .safetensors, .ckpt or .pt."""
+
+    print_json: Annotated[bool, Option(aliases=("json",))] = False
+    """Print JSON instead of a table."""
+
+
+class InspectLora(Command):
+    """Show what a LoRA file holds."""
+
+    command: ClassVar[str] = "inspect_lora"
+
+    inspect: Inspection

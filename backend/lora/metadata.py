@@ -100,6 +100,10 @@ def training_metadata(
         changes: values that override both, such as a seed that was drawn or a rank read from a file.
     """
     found = {name: options[name] for name in OPTIONS if name in options}
+    rates = found.get("text_encoder_lr")
+    if isinstance(rates, tuple):
+        # One rate for all text encoders, as readers know it, or a list where each has its own.
+        found["text_encoder_lr"] = None if not rates else rates[0] if len(rates) == 1 else list(rates)
     found |= {name: value for name, value in vars(facts).items() if value is not None}
     found["network_args"] = {name: _argument(value) for name, value in facts.network_args.items()}
     found |= dict(changes or {})

@@ -1,0 +1,153 @@
+"""What a LoRA file holds: kind, family, ranks, alphas and norms by block, metadata, and whether its hashes are right.
+
+Run it with `python -m backend inspect_lora FILE [--json]`.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backend.config.tools import InspectLora
+from backend.lora.file import SAFETENSORS, read_tensors
+from backend.lora.file import layers_of as read_layers
+from backend.lora.layer import Layer, LoraLayer
+from backend.lora.metadata import LEGACY_HASH, MODEL_HASH, file_hashes
+from backend.lora.spelling import family_of
+from backend.tables.names import UNET_SHAPES, unet_targets
+
+UNKNOWN = "unknown"
+# Fields that are long, and lists of what stands elsewhere.
+LONG = 120
+
+
+def run(config: InspectLora) -> None:
+    """The command `inspect_lora`."""
+    report = inspect(config.inspect.file)
+    print(json.dumps(report, indent=2, ensure_ascii=False) if config.inspect.print_json else as_text(report))
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """What a LoRA file holds, as plain values.
+
+    Norms are Frobenius norms of the change of weight at multiplier 1.
+
+    Raises:
+        UserError: the file is missing, broken or no LoRA.
+    """
+    tensors, metadata = read_tensors(path)
+    layers = read_layers(tensors, metadata, str(path))
+    family = family_of({key: layer.shape for key, layer in layers.items()})
+    blocks: dict[str, list[Layer]] = {}
+    for key, layer in layers.items():
+        blocks.setdefault(block_of(key, family), []).append(layer)
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "kind": kind_of(layers.values()),
+        "module": metadata.get("ss_network_module"),
+        "family": family or UNKNOWN,
+        "modules": len(layers),
+        "parameters": sum(factor.numel() for layer in layers.values() for factor in layer.factors.values()),
+        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
+        "ranks": _count(layer.rank for layer in layers.values()),
+        "alphas": _count(layer.alpha for layer in layers.values()),
+        "blocks": {name: _block(blocks[name]) for name in sorted(blocks, key=_order)},
+        "hashes": _hashes(path, metadata),
+        "metadata": {name: metadata[name] for name in sorted(metadata)},
+    }
+
+
+def kind_of(layers: Iterable[Layer]) -> str:
+    """The kind of a file's layers; a LoRA's by whether it has 3x3 convolutions, which is what its two kinds differ in."""
+    names = {}
+    for layer in layers:
+        wide = isinstance(layer, LoraLayer) and layer.down.dim() == 4 and layer.down.shape[-1] > 1
+        names[layer.KIND] = names.get(layer.KIND, False) or wide
+    if "LoRA" in names:
+        names = {"LoRA-C3Lier" if names["LoRA"] else "LoRA-LierLa": True} | {
+            n: w for n, w in names.items() if n != "LoRA"
+        }
+    return " and ".join(names)
+
+
+def block_of(key: str, family: str | None) -> str:
+    """The part of a model that a key belongs to: a text encoder, or a block of the U-Net by its number."""
+    encoder = re.match(r"lora_(te\d?)_", key)
+    if encoder:
+        return encoder[1]
+    block = _unet_blocks("sdxl" if family == "sdxl" else "sd1").get(_one_transformer_block(key))
+    return UNKNOWN if block is None else f"unet {block}"
+
+
+def _unet_blocks(family: str) -> dict[str, int]:
+    return {_one_transformer_block(target.key): target.block for target in unet_targets(UNET_SHAPES[family])}
+
+
+def _one_transformer_block(key: str) -> str:
+    """Models differ in how many transformer blocks an attention has; the block of the U-Net is the same."""
+    return re.sub(r"transformer_blocks_\d+", "transformer_blocks_0", key)
+
+
+def _order(name: str) -> tuple[bool, int, str]:
+    number = re.search(r" (\d+)$", name)
+    return name == UNKNOWN, int(number[1]) if number else -1, name
+
+
+def _block(layers: list[Layer]) -> dict[str, Any]:
+    norms = torch.stack([layer.delta().norm() for layer in layers])
+    return {
+        "modules": len(layers),
+        "ranks": _count(layer.rank for layer in layers),
+        "alphas": _count(layer.alpha for layer in layers),
+        "norm_mean": float(norms.mean()),
+        "norm_max": float(norms.max()),
+    }
+
+
+def _count(values: Iterable[float]) -> dict[str, int]:
+    """How often each value is there, by its text, in order of size."""
+    return {f"{value:g}": count for value, count in sorted(Counter(values).items())}
+
+
+def _hashes(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The hashes that the file has and those that its tensors make."""
+    if path.suffix.lower() not in SAFETENSORS:
+        return {}
+    stored = {name: metadata[name] for name in (MODEL_HASH, LEGACY_HASH) if name in metadata}
+    made = file_hashes(path)
+    return {**made, "right": all(made[name] == value for name, value in stored.items()) if stored else None}
+
+
+def as_text(report: Mapping[str, Any]) -> str:
+    """The report for people."""
+    right = {True: "right", False: "WRONG: the tensors are others than when it was written", None: "not in the file"}
+    lines = [
+        f"{report['file']}  ({report['bytes'] / 2**20:.1f} MB)",
+        f"kind        {report['kind']}" + (f", {report['module']}" if report["module"] else ""),
+        f"family      {report['family']}",
+        f"modules     {report['modules']}, {report['parameters']:,} parameters, {', '.join(report['dtypes'])}",
+        f"ranks       {_spread(report['ranks'])}",
+        f"alphas      {_spread(report['alphas'])}",
+    ]
+    if report["hashes"]:
+        lines.append(f"hashes      {right[report['hashes']['right']]}")
+    lines += ["", f"{'block':<10}{'modules':>8}  {'rank':<14}{'alpha':<14}{'norm, mean':>12}{'largest':>12}"]
+    for name, block in report["blocks"].items():
+        ranks, alphas = ("/".join(block[field]) for field in ("ranks", "alphas"))
+        norms = f"{block['norm_mean']:>12.4g}{block['norm_max']:>12.4g}"
+        lines.append(f"{name:<10}{block['modules']:>8}  {ranks:<14}{alphas:<14}{norms}")
+    if report["metadata"]:
+        lines += ["", "metadata"]
+        for name, value in report["metadata"].items():
+            text = " ".join(value.split())
+            lines.append(f"  {name:<32}{text[:LONG]}{' ...' if len(text) > LONG else ''}")
+    return "\n".join(lines)
+
+
+def _spread(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{value} ({count})" for value, count in counts.items()) if len(counts) > 1 else next(iter(counts))
