@@ -63,16 +63,12 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def kind_of(layers: Iterable[Layer]) -> str:
-    """The kind of a file's layers; a LoRA's by whether it has 3x3 convolutions, which is what its two kinds differ in."""
-    names = {}
+    """The kind of a file's layers; a LoRA's by whether 3x3 convolutions are in it, in which its two kinds differ."""
+    names = set()
     for layer in layers:
         wide = isinstance(layer, LoraLayer) and layer.down.dim() == 4 and layer.down.shape[-1] > 1
-        names[layer.KIND] = names.get(layer.KIND, False) or wide
-    if "LoRA" in names:
-        names = {"LoRA-C3Lier" if names["LoRA"] else "LoRA-LierLa": True} | {
-            n: w for n, w in names.items() if n != "LoRA"
-        }
-    return " and ".join(names)
+        names.add("LoRA-C3Lier" if wide else f"{layer.KIND}-LierLa" if layer.KIND == "LoRA" else layer.KIND)
+    return " and ".join(sorted(names - {"LoRA-LierLa"} if "LoRA-C3Lier" in names else names))
 
 
 def block_of(key: str, family: str | None) -> str:
