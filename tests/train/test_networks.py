@@ -1,0 +1,213 @@
+"""Kinds and options of networks in a training run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from backend.config.argv import from_argv
+from backend.config.base import read_toml, resolve
+from backend.config.train import TrainNetwork
+from backend.errors import ConfigError, UserError
+from backend.lora.file import read_lora
+from backend.lora.header import read_header
+from backend.lora.metadata import file_hashes
+from backend.networks import lora
+from backend.networks.dylora import draw_rank
+from backend.networks.modules import find_modules
+from backend.train.loop import train, training_step
+from backend.train.setup import prepare
+
+ROOT = Path(__file__).parents[2]
+KINDS = {
+    "c3lier": {"network_args": ["conv_dim=4", "conv_alpha=1"]},
+    "dylora": {"network_module": "networks.dylora", "network_dim": 8, "network_args": ["unit=2", "conv_dim=8"]},
+    "loha": {"network_module": "loha", "network_args": ["conv_dim=2"]},
+    "blocks": {"network_args": ["down_lr_weight=sine+.5", "block_dims=" + ",".join(["0", *["2"] * 24])]},
+    "dropouts": {"network_dropout": 0.1, "network_args": ["rank_dropout=0.2", "module_dropout=0.2"]},
+}
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS.keys())
+def test_every_kind_is_trained_and_saved(run_of, options: dict) -> None:
+    run = run_of(max_train_steps=3, **options)
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    progress = train(run)
+    assert len(progress.losses) == 3 and all(torch.isfinite(torch.tensor(progress.losses)))
+    file = read_lora(run.outputs.final)
+    assert set(file.layers) == {item.lora_name for item in run.network.adapters()}
+    after = run.network.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before if "alpha" not in name)
+    assert file.metadata["ss_network_module"] == run.config.network.network_module
+    assert file_hashes(run.outputs.final).items() <= read_header(run.outputs.final).metadata.items()
+
+
+@pytest.mark.parametrize("name", ["dylora", "dropouts"])
+def test_random_parts_repeat_with_the_seed_and_under_checkpointing(run_of, name: str) -> None:
+    losses = [
+        train(run_of(max_train_steps=4, learning_rate=1e-2, gradient_checkpointing=again, **KINDS[name])).losses
+        for again in (False, False, True)
+    ]
+    assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-5)
+    assert losses[0] != train(run_of(max_train_steps=4, learning_rate=1e-2, seed=8, **KINDS[name])).losses
+
+
+@pytest.mark.parametrize("name", ["dylora", "dropouts"])
+def test_one_batch_of_four_is_micro_batches_of_two(run_of, name: str) -> None:
+    whole, cut = (run_of(**KINDS[name]) for _ in range(2))
+    (pair,) = list(whole.feed(whole.training_set.epoch_batches(7, 0)))
+    batch, latents = pair
+    halves = [
+        (type(batch)(**{**vars(batch), "items": batch.items[half]}), latents[half])
+        for half in (slice(0, 2), slice(2, 4))
+    ]
+    losses = [
+        [float(training_step(run, step, micro)) for step in range(3)] for run, micro in ((whole, [pair]), (cut, halves))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_dylora_trains_the_drawn_rank(run_of) -> None:
+    run = run_of(**KINDS["dylora"], learning_rate=1e-2, optimizer_args=["weight_decay=0"])
+    (pair,) = list(run.feed(run.training_set.epoch_batches(7, 0)))
+    step = next(step for step in range(50) if draw_rank(7, step, 8, 2) == 2)
+    before = [item.lora_up.weight.detach().clone() for item in run.network.unet_loras]
+    training_step(run, step, [pair])
+    changed = [item.lora_up.weight.detach() - old for item, old in zip(run.network.unet_loras, before, strict=True)]
+    assert all(change[:, :2].any() and not change[:, 2:].any() for change in changed)
+
+
+def test_training_goes_on_from_a_file_at_its_own_strength(run_of, tmp_path) -> None:
+    first = run_of(network_dim=4, network_alpha=3.0, output_name="first", learning_rate=1e-2)
+    train(first)
+    file = first.outputs.final
+    again = run_of(network_dim=4, network_alpha=1.0, network_weights=str(file), output_name="again")
+    old, new = read_lora(file).layers, again.network.state_dict()
+    for key, layer in old.items():
+        assert torch.equal(new[f"{key}.lora_up.weight"].cpu(), layer.up)
+    assert {item.alpha for item in again.network.adapters()} == {3.0}
+    train(again)
+    assert {layer.alpha for layer in read_lora(again.outputs.final).layers.values()} == {3.0}
+    with pytest.raises(UserError, match="first.safetensors: .*set dim_from_weights to take the file's ranks"):
+        run_of(network_dim=8, network_weights=str(file))
+    taken = run_of(network_dim=8, network_weights=str(file), dim_from_weights=True, network_dropout=0.1)
+    assert {(item.lora_dim, item.alpha) for item in taken.network.adapters()} == {(4, 3.0)}
+    assert taken.network.dropout.rates.neuron == 0.1
+
+
+def test_a_part_that_the_file_lacks_starts_from_nothing_and_one_too_much_is_refused(run_of, capsys) -> None:
+    unet_only = run_of(network_train_unet_only=True, output_name="unet")
+    train(unet_only)
+    run = run_of(network_weights=str(unet_only.outputs.final), output_name="both")
+    assert "has no weights for 12 of the network's modules" in capsys.readouterr().out
+    assert not any(item.lora_up.weight.any() for item in run.network.text_encoder_loras)
+    wide = run_of(network_args=["conv_dim=4"], output_name="wide")
+    train(wide)
+    with pytest.raises(UserError, match="wide.safetensors: 8[0-9] of its keys match no module here"):
+        run_of(network_weights=str(wide.outputs.final))
+
+
+def test_base_weights_are_merged_before_training(run_of, model) -> None:
+    first = run_of(output_name="first", learning_rate=1e-2)
+    train(first)
+    file = str(first.outputs.final)
+    run = run_of(base_weights=[file, file], base_weights_multiplier=[0.5], output_name="second")
+    key, layer = list(read_lora(file).layers.items())[-1]
+    path = find_modules(None, model.unet)[key].target.path
+    merged, plain = run.model.unet.get_submodule(path).weight, model.unet.get_submodule(path).weight
+    torch.testing.assert_close(merged, plain + 1.5 * layer.delta().view_as(plain))
+    assert not any(parameter.requires_grad for parameter in run.model.unet.parameters())
+
+
+def test_norms_stay_below_the_largest(run_of) -> None:
+    free = run_of(max_train_steps=6, learning_rate=0.1)
+    train(free)
+    held = run_of(max_train_steps=6, learning_rate=0.1, scale_weight_norms=0.05)
+    train(held)
+    assert max(float(item.norm()) for item in free.network.adapters()) > 0.06
+    assert max(float(item.norm()) for item in held.network.adapters()) <= 0.05 * 1.001
+
+
+def test_rates_by_block_reach_the_optimizer(run_of) -> None:
+    run = run_of(network_args=["up_lr_weight=linear+.5", "loraplus_lr_ratio=4"], unet_lr=1e-3, text_encoder_lr=1e-4)
+    rates = dict(zip(run.group_names, run.peaks, strict=True))
+    assert (rates["text_encoder"], rates["text_encoder_plus"]) == pytest.approx((1e-4, 4e-4))
+    assert (rates["unet_block16"], rates["unet_block24"]) == pytest.approx((1e-3 * (0.5 + 3 / 11), 1.5e-3))
+    assert rates["unet_block24_plus"] == pytest.approx(6e-3)
+
+
+def test_seed_command_lines_are_read() -> None:
+    line = ["--pretrained_model_name_or_path=m", "--dataset_config=d.toml", "--output_dir=o", "--network_dim=32"]
+    dims = "2,4,4,4,8,8,8,8,12,12,12,12,16,12,12,12,12,8,8,8,8,4,4,4,2"
+    for further in (
+        ["--network_module=networks.dylora", "--network_args", "conv_dim=32", "conv_alpha=16", "unit=8"],
+        ["--network_module=networks.lora", "--network_args", "conv_dim=4", "conv_alpha=1"],
+        ["--network_args", "block_lr_zero_threshold=0.1", "down_lr_weight=sine+.5", "mid_lr_weight=1.5",
+         "up_lr_weight=cosine+.5"],
+        ["--network_args", "down_lr_weight=0.5,0.5,0.5,0.5,1.0,1.0,1.0,1.0,1.5,1.5,1.5,1.5", "mid_lr_weight=2.0"],
+        ["--network_args", f"block_dims={dims}", f"block_alphas={dims}", f"conv_block_dims={dims}"],
+    ):  # fmt: skip
+        config = from_argv(TrainNetwork, [*line, *further])
+        assert set(config.network.network_args) == {item.partition("=")[0] for item in further if "=" in item[3:]} - {
+            "--network_module"
+        }
+    config = from_argv(TrainNetwork, [*line, "--text_encoder_lr", "1e-5", "2e-5"])
+    assert config.optim.text_encoder_lr == (1e-5, 2e-5)
+    assert from_argv(TrainNetwork, [*line, "--text_encoder_lr=1e-5"]).optim.text_encoder_lr == (1e-5,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network_module": "dylora", "network_dim": 8, "network_args": ["unit=3"]}, "network_args.unit: must divide"),
+        ({"network_module": "dylora", "network_args": ["block_dims=1"]}, "network_args.block_dims: has no meaning"),
+        ({"network_args": ["con_dim=4"]}, "network_args.con_dim: .*did you mean conv_dim"),
+        ({"network_args": ["down_lr_weight=sinus"]}, "network_args.down_lr_weight: must be numbers from 0"),
+        ({"network_args": {"block_dims": [1, -2]}}, "network_args.block_dims: must be numbers from 0"),
+        ({"dim_from_weights": True}, "dim_from_weights: needs network_weights"),
+        ({"base_weights_multiplier": [1.0]}, "base_weights_multiplier: has 1 values for 0 files"),
+        ({"network_module": "loha", "network_dropout": 0.1}, "network_dropout: has no meaning for networks.loha"),
+        ({"text_encoder_lr": [1e-4, 1e-4, 1e-4]}, "text_encoder_lr: must be one rate from 0"),
+    ],
+)
+def test_what_cannot_work_dies_in_the_form_and_on_the_shell(options: dict, message: str) -> None:
+    needed = {"pretrained_model_name_or_path": "m", "dataset_config": "d.toml", "output_dir": "o"}
+    with pytest.raises(ConfigError, match=message):
+        resolve(TrainNetwork, needed, options)
+
+
+def test_wrong_lengths_are_one_line_before_training(run_of) -> None:
+    with pytest.raises(UserError, match="block_dims: has 23 values, but must have 25, one per block"):
+        run_of(network_args=["block_dims=" + ",".join(["2"] * 23)])
+
+
+def test_twenty_steps_on_the_demo_model_are_those_of_pefts_lora(tmp_path, monkeypatch) -> None:
+    """The same pictures, noise, time steps, optimizer and starting weights; only the layers are PEFT's."""
+    monkeypatch.chdir(ROOT)
+    preset = read_toml(TrainNetwork, "presets/train_network/demo.toml")
+    options = {"output_dir": str(tmp_path), "max_train_steps": 20, "network_train_unet_only": True}
+    options |= {"lr_scheduler": "constant", "lr_warmup_steps": 0.0, "overwrite": True, "sample_every_n_epochs": 999}
+    ours = prepare(resolve(TrainNetwork, preset, options))
+    theirs = prepare(resolve(TrainNetwork, preset, options))
+    start = [parameter.detach().clone() for parameter in theirs.network.parameters()]
+    theirs.network.remove()
+    monkeypatch.setattr(theirs.network, "begin_step", lambda *_: None)
+    found = find_modules(None, theirs.model.unet)
+    paths = [found[item.lora_name].target.path for item in theirs.network.unet_loras]
+    theirs.model.unet.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=paths))
+    parameters = []
+    for path in paths:
+        layer = theirs.model.unet.get_submodule(path)
+        parameters += [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    with torch.no_grad():
+        for parameter, value in zip(parameters, start, strict=True):
+            parameter.copy_(value)
+    theirs.optimizer.param_groups[0]["params"][:] = parameters
+    pairs = [list(run.feed([batch for epoch in range(8) for batch in run.training_set.epoch_batches(1, epoch)]))[:20]
+             for run in (ours, theirs)]  # fmt: skip
+    losses = [[float(training_step(run, step, [pair])) for step, pair in enumerate(own)] for run, own in
+              zip((ours, theirs), pairs, strict=True)]  # fmt: skip
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][0] != losses[0][-1]
+    assert isinstance(ours.network.unet_loras[0], lora.LoRAModule)
