@@ -15,7 +15,7 @@ from torch import Tensor
 from backend.networks.base import Network
 from backend.networks.lora import create_network_from_weights
 from backend.tables.names import unet_targets
-from tests.networks.tiny import TinyModel, make_model
+from tests.networks.tiny import TinyModel, make_model, make_sd2
 
 Trained = Callable[..., Network]
 
@@ -37,13 +37,15 @@ def relative(one: Tensor, other: Tensor) -> float:
     return ((one - other).norm() / other.norm()).item()
 
 
+@pytest.mark.parametrize("make", [make_model, make_sd2], ids=["sd1", "sd2"])
 @pytest.mark.parametrize("arguments", [{}, {"conv_dim": 2}], ids=["lierla", "c3lier"])
 def test_a_saved_file_gives_the_same_output_in_diffusers(
-    model: TinyModel, trained: Trained, tmp_path: Path, arguments: dict
+    make: Callable[[], TinyModel], trained: Trained, tmp_path: Path, arguments: dict
 ) -> None:
+    model = make()
     network = trained(model, alpha=3.0, **arguments)
     network.save_weights(tmp_path / "a.safetensors", None, {"ss_v2": "False"})
-    theirs = make_model()
+    theirs = make()
     pipeline = pipeline_of(theirs)
     pipeline.load_lora_weights(tmp_path, weight_name="a.safetensors")
     plain = model.predict()

@@ -118,6 +118,15 @@ def test_a_saved_network_is_the_same_when_loaded(
     assert torch.equal(model.predict(), other.predict())
 
 
+def test_save_load_save_is_the_same_to_the_byte(model: TinyModel, trained: Trained, tmp_path: Path) -> None:
+    metadata = {"ss_network_dim": "4", "ss_note": "ä"}
+    trained(model, alpha=0.3, conv_dim=2).save_weights(tmp_path / "a.safetensors", None, metadata)
+    loaded, _ = create_network_from_weights(1.0, tmp_path / "a.safetensors", None, model.text_encoder, model.unet)
+    kept = read_header(tmp_path / "a.safetensors").metadata
+    loaded.save_weights(tmp_path / "b.safetensors", None, kept)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
 def test_saved_precision_and_hashes(model: TinyModel, trained: Trained, tmp_path: Path) -> None:
     trained(model).save_weights(tmp_path / "a.safetensors", torch.float16, {"ss_v2": "False"})
     header = read_header(tmp_path / "a.safetensors")

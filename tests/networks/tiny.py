@@ -41,11 +41,17 @@ def make_model() -> TinyModel:
     return copy.deepcopy(_built())
 
 
+def make_sd2() -> TinyModel:
+    """As `make_model`, in SD2's shape: linear layers around the attentions, and heads of one width."""
+    return copy.deepcopy(_built(use_linear_projection=True, attention_head_dim=(1, 2, 3, 4)))
+
+
 @cache
-def _built() -> TinyModel:
+def _built(**changes: object) -> TinyModel:
     torch.manual_seed(0)
+    options = {"attention_head_dim": 8} | changes
     unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(32, 64, 96, 128), cross_attention_dim=CROSS_DIM, attention_head_dim=8
+        sample_size=8, block_out_channels=(32, 64, 96, 128), cross_attention_dim=CROSS_DIM, **options
     )
     config = CLIPTextConfig(
         vocab_size=20,

@@ -1,11 +1,14 @@
 """Kinds and options of networks in a training run."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import save_file
 
+from backend.__main__ import main
 from backend.config.argv import from_argv
 from backend.config.base import read_toml, resolve
 from backend.config.train import TrainNetwork
@@ -211,3 +214,36 @@ def test_twenty_steps_on_the_demo_model_are_those_of_pefts_lora(tmp_path, monkey
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0][0] != losses[0][-1]
     assert isinstance(ours.network.unet_loras[0], lora.LoRAModule)
+
+
+def test_a_wrong_network_file_is_one_line_and_touches_nothing(tmp_path, model_folder, dataset, capsys) -> None:
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    good = {f"{key}.lora_down.weight": torch.ones(4, 64), f"{key}.lora_up.weight": torch.ones(128, 4)}
+    xl = key.replace("mid_block_attentions_0", "middle_block_1")
+    files = {
+        "truncated": None,
+        "other": {f"{xl}.lora_down.weight": torch.ones(4, 2048), f"{xl}.lora_up.weight": torch.ones(1280, 4)},
+        "nan": {**good, f"{key}.lora_up.weight": torch.full((128, 4), torch.nan)},
+        "hostile": {f"lora_unet_../../{name}": value for name, value in good.items()},
+        "alpha": {**good, f"{key}.alpha": torch.ones(3)},
+    }
+    for name, tensors in files.items():
+        path = tmp_path / f"{name}.safetensors"
+        save_file(tensors or good, path)
+        if tensors is None:
+            path.write_bytes(path.read_bytes()[:-100])
+    words = {
+        "truncated": "cut off",
+        "other": "keys match no module|made for",
+        "nan": "not finite",
+        "alpha": "no single",
+    }
+    output = tmp_path / "out"
+    for name in files:
+        line = ["train_network", "--pretrained_model_name_or_path", str(model_folder), "--dataset_config"]
+        line += [str(dataset()), "--output_dir", str(output), "--max_train_steps", "1", "--network_weights"]
+        assert main([*line, str(tmp_path / f"{name}.safetensors")]) == 2
+        error = capsys.readouterr().err.strip().splitlines()
+        assert f"{name}.safetensors" in error[-1] and "Traceback" not in "".join(error)
+        assert re.search(words.get(name, "match no module|no LoRA"), error[-1])
+        assert not list(output.glob("*.safetensors")) and not list(output.glob("*.tmp"))
