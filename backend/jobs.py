@@ -23,6 +23,7 @@ from typing import Any
 from backend import events
 from backend.errors import UserError
 from backend.job import JOB_ID, Job, read_job, read_pid
+from backend.job_runner import reserve, write_exit
 from backend.workspace import PROJECT, Workspace
 
 TAIL_BYTES = 64 * 1024
@@ -102,6 +103,7 @@ class Jobs:
             self._check(command, making / "config.toml")
             request = {"command": command, "title": title or command, "created": time.time()}
             (making / "job.json").write_text(json.dumps(request), encoding="utf-8")
+            reserve(making)
             os.rename(making, folder)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -183,12 +185,14 @@ class Jobs:
         job = self.get(job_id)
         if job.state != "failed":
             return "the machine or the process ended before the job did" if job.state == "interrupted" else ""
-        errors = [record for record in events.read(job.events)[0] if record.get("event") == "error"]
+        errors = events.read_errors(job.events)
         if errors:
             field, message = errors[-1].get("field"), str(errors[-1].get("message", ""))
             return f"{field}: {message}" if field and not message.startswith(f"{field}:") else message
         lines = [line for line in self.tail(job_id)[0].splitlines() if line.strip()]
-        return lines[-1].strip() if lines else f"ended with exit code {job.exit_code}"
+        if lines:
+            return lines[-1].strip()
+        return "ended" if job.exit_code is None else f"ended with exit code {job.exit_code}"
 
     # Running
 
@@ -268,7 +272,9 @@ class Jobs:
             time.sleep(0.02)
         if not (job.folder / "pid").exists():
             runner.kill()
-            (job.folder / "exit").write_text(str(runner.wait()))
+            code = runner.wait()
+            if not (job.folder / "exit").exists():
+                write_exit(job.folder, code)
 
     def _signal(self, job: Job, kill: bool) -> None:
         pid, _ = read_pid(job.folder)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from backend.errors import UserError
+from backend.lora.pickled import save_pickled
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
@@ -109,6 +110,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -172,6 +177,6 @@ def write_tensors(
         # clone: a view or a mapped tensor would drag its whole storage into the pickle.
         content = {name: cast(value).detach().cpu().clone() for name, value in tensors.items()}
         with replacing(path) as temporary:
-            torch.save({"state_dict": content} if suffix == ".ckpt" else content, temporary)
+            save_pickled({"state_dict": content} if suffix == ".ckpt" else content, temporary)
     else:
         raise UserError("a model is saved as .safetensors or .ckpt; name the file so", field=str(path))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def draw(generator: GenerationModel, request: Request, config: GenImg, stem: str
         for single, picture in generator.pictures(request, config.image.batch_size, report):
             path = free_path(config.output.outdir, f"{stem}_{single.seed}")
             save_png(picture, path, describe(replace(single, multipliers=None), model, generator.loras))
-            tqdm.write(f"Saved {path}")
+            say(f"Saved {path}")
             events.emit("sample", path=str(path), prompt=single.prompt, step=0, index=single.seed - request.seed)
 
 
@@ -127,7 +128,13 @@ def free_path(folder: Path, stem: str) -> Path:
     return path
 
 
+def say(message: str) -> None:
+    """One line above the bar; where the output is full, the pictures go on without it."""
+    with suppress(OSError):
+        tqdm.write(message)
+
+
 def warn(message: str) -> None:
     """One line that something is not as asked for."""
-    tqdm.write(f"Warning: {message}")
+    say(f"Warning: {message}")
     events.emit("warning", message=message)

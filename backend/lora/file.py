@@ -23,6 +23,7 @@ from backend.errors import UserError
 from backend.lora.header import METADATA_KEY, pack_header, parse_header, read_header
 from backend.lora.layer import LoraLayer
 from backend.lora.metadata import hashes
+from backend.lora.pickled import save_pickled
 from backend.lora.spelling import ALPHA, DOWN, UP, module_key, split_name
 
 SAFETENSORS = (".safetensors",)
@@ -232,10 +233,13 @@ def write_lora(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.suffix.lower() in PICKLES:
-            torch.save(ready, temporary)
+            save_pickled(ready, temporary)
         else:
             _write_safetensors(temporary, ready, metadata or {})
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -58,7 +58,9 @@ class Client:
         asyncio.run(self.guard.install(app).__aenter__())
         self.app = app.middleware_stack
 
-    def ask(self, path="/", method="GET", host="localhost:7860", body=b"", kind="http", client="1.2.3.4", root="", **headers):
+    def ask(
+        self, path="/", method="GET", host="localhost:7860", body=b"", kind="http", client="1.2.3.4", root="", **headers
+    ):
         raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
         if host is not None:
             raw.append((b"host", host.encode()))
