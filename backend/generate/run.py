@@ -1,5 +1,6 @@
 """`gen_img`: pictures from prompts on the command line or in a file, with LoRA files at their multipliers."""
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,6 +26,7 @@ def run(config: GenImg) -> None:
         UserError: a prompt, a size, a model or a LoRA file that cannot work.
     """
     requests = read_requests(config)
+    check_folder(config.output.outdir)
     loras = config.network.loras()
     for request in requests:
         with_multipliers(loras, request.multipliers)
@@ -59,6 +61,19 @@ def read_requests(config: GenImg) -> list[Request]:
     if config.prompting.from_file is not None:
         return read_prompts(config.prompting.from_file, defaults)
     return [parse_line(config.prompting.prompt, defaults)]
+
+
+def check_folder(folder: Path) -> None:
+    """See that pictures can be written to a folder, which is made with the first of them.
+
+    Raises:
+        UserError: something else is there, or it may not be written to.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"{folder} cannot be a folder: {there} is none; choose another", field="outdir")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{folder} cannot be written to; choose another", field="outdir")
 
 
 def with_multipliers(
