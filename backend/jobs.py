@@ -58,7 +58,7 @@ class Jobs:
         workspace: where they live.
         argv: gives a job's command line.
         check: raises when a config is wrong; called with the command's name and the file.
-        release: called before a job is started, to have the device given back.
+        release: gives what is entered while a job is started, to have the device given back.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Jobs:
         workspace: Workspace,
         argv: Callable[[Job], list[str]] = backend_argv,
         check: Callable[[str, Path], None] = check_config,
-        release: Callable[[], None] | None = None,
+        release: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> None:
         self.workspace = workspace
         self._argv = argv
@@ -206,6 +206,10 @@ class Jobs:
                 if time.time() - path.stat().st_mtime > _CLAIM_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
 
+    def busy(self) -> bool:
+        """Whether a job runs."""
+        return any(job.state == "running" for job in self.list())
+
     def dispatch(self) -> Job | None:
         """Start the oldest queued job if none runs.
 
@@ -216,9 +220,8 @@ class Jobs:
             self._runners = [runner for runner in self._runners if runner.poll() is None]
             if self._next() is None:
                 return None
-            if self._release is not None:
-                self._release()
-            with self._lock():
+            # Kept until the job is known to run, so that the device is nobody else's in between.
+            with self._release(), self._lock():
                 # Looked up again: another process may have been quicker.
                 job = self._next()
                 if job is None:
