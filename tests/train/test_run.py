@@ -144,6 +144,14 @@ def test_faulty_sample_prompts_are_named_before_anything_is_loaded(
         prepare(config_of(sample_prompts=str(path), sample_at_first=True))
 
 
+def test_optimizer_arguments_that_fail_at_the_first_step_are_named_before_anything_is_loaded(
+    config_of, monkeypatch
+) -> None:
+    monkeypatch.setattr("backend.train.setup.load_model", None)
+    with pytest.raises(UserError, match="optimizer_args: .*cannot take a step"):
+        prepare(config_of(optimizer_args=["betas=0.9,0.99,0.9"]))
+
+
 def test_a_sample_picture_that_fails_costs_a_warning_and_not_the_run(
     run_of, dataset, tmp_path, monkeypatch, capsys
 ) -> None:
