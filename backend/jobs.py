@@ -5,7 +5,6 @@ several web processes see the same.
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from backend import events
-from backend.errors import UserError
+from backend.errors import UserError, workspace_errors
 from backend.job import JOB_ID, Job, read_job, read_pid
 from backend.job_runner import reserve, write_exit
 from backend.workspace import PROJECT, Workspace
@@ -97,18 +96,15 @@ class Jobs:
         # Made beside its place and moved there whole: no list ever shows half a job.
         making = self.workspace.jobs / f".new-{job_id}"
         try:
-            (making / "output").mkdir(parents=True)
-            text = config_toml if isinstance(config_toml, str) else config_toml(folder / "output")
-            (making / "config.toml").write_text(text, encoding="utf-8")
-            self._check(command, making / "config.toml")
-            request = {"command": command, "title": title or command, "created": time.time()}
-            (making / "job.json").write_text(json.dumps(request), encoding="utf-8")
-            reserve(making)
-            os.rename(making, folder)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError("the workspace's disk is full; delete old jobs or files", "workspace") from error
-            raise UserError(f"cannot write to the workspace: {error.strerror}", "workspace") from error
+            with workspace_errors("workspace"):
+                (making / "output").mkdir(parents=True)
+                text = config_toml if isinstance(config_toml, str) else config_toml(folder / "output")
+                (making / "config.toml").write_text(text, encoding="utf-8")
+                self._check(command, making / "config.toml")
+                request = {"command": command, "title": title or command, "created": time.time()}
+                (making / "job.json").write_text(json.dumps(request), encoding="utf-8")
+                reserve(making)
+                os.rename(making, folder)
         finally:
             shutil.rmtree(making, ignore_errors=True)
         self._wake.set()
@@ -146,7 +142,7 @@ class Jobs:
         Raises:
             UserError: while it runs or waits.
         """
-        with self._lock():
+        with workspace_errors("job"), self._lock():
             job = self.get(job_id)
             if job.active:
                 raise UserError("it has not ended; stop it first", "job")

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -116,6 +117,31 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder whose files get to `path` when the block ends well; other files that are there stay."""
+    here = path if path.is_dir() else path.parent
+    here.mkdir(parents=True, exist_ok=True)
+    temporary = here / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        temporary.mkdir()
+        yield temporary
+        if not path.exists():
+            os.rename(temporary, path)
+            return
+        for folder, _, names in os.walk(temporary):
+            target = path / Path(folder).relative_to(temporary)
+            target.mkdir(exist_ok=True)
+            for name in names:
+                os.replace(Path(folder, name), target / name)
+    except OSError as error:
+        if error.filename is None or Path(error.filename).is_relative_to(temporary):
+            error.filename = str(path)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_safetensors(

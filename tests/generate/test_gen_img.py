@@ -127,6 +127,7 @@ def test_the_worker_answers_draws_and_survives_mistakes(model_folder, tmp_path, 
     fields = {n: ends[n]["field"] for n in (4, 5, 6) if ends[n]["event"] == "error"}
     assert fields == {4: "colour", 5: "steps", 6: "gone.safetensors"}
     assert ends[7]["event"] == "error" and "model_index.json" in json.dumps(ends[7])
+    assert ends[7]["message"].startswith("cannot be read or written: ")
     assert ends[8] == {"id": 8, "event": "done"} and ends[10] == {"id": 10, "event": "done"}
     assert 11 not in ends
 
