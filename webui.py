@@ -11,7 +11,7 @@ from backend import serving
 from backend.errors import UserError
 from backend.guard import Guard
 from backend.jobs import Jobs
-from backend.worker import GenerateWorker
+from backend.worker import GenerateWorker, has_gpu
 from backend.workspace import DEMO_DATASET, PROJECT, Workspace
 
 UPLOAD_LIMIT = "4gb"
@@ -58,8 +58,9 @@ def serve(plan: serving.Plan, workspace: Workspace) -> None:
     set_environment(workspace)
     import tabs
 
-    worker = GenerateWorker(workspace)
-    jobs = Jobs(workspace, release=worker.release)
+    # Both would need the GPU's memory; on a machine without one they only share its cores.
+    worker = GenerateWorker(workspace, busy=lambda: has_gpu() and jobs.busy())
+    jobs = Jobs(workspace, release=worker.released)
     jobs.reconcile()
     guard = Guard(plan.account, plan.hosts, plan.port, plan.share)
     demo = tabs.build(serving.Services(workspace, jobs, worker))
@@ -92,8 +93,11 @@ def serve(plan: serving.Plan, workspace: Workspace) -> None:
     jobs.run()
     print(serving.greeting(plan), flush=True)
     done.wait()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # asked again, we end at once
+    # First, as the dispatcher may be waiting for its answer.
+    worker.close()
     jobs.close()
-    worker.stop()
     demo.close(verbose=False)
 
 

@@ -4,7 +4,9 @@ What a user can mend is one clear line a problem on stderr and exit status 2; an
 line, its traceback and 1.
 """
 
+import contextlib
 import errno
+import os
 import sys
 import traceback
 from types import TracebackType
@@ -39,10 +41,11 @@ class Reported:
         problems = explain(error)
         self.status = 2 if problems else 1
         for field, message in problems or [("", f"unexpected {type(error).__name__}: {_first_line(error)}")]:
-            _say(f"{field}: {message}" if field else message)
+            # The event first: it has a reserve, while the log may lie on the disk that is full.
             events.emit("error", message=message, field=field or None)
+            _say(f"{field}: {message}" if field else message)
         if not problems:
-            traceback.print_exception(error)
+            _say("".join(traceback.format_exception(error)).rstrip())
         return True
 
 
@@ -109,9 +112,24 @@ def _first_line(error: BaseException) -> str:
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(f"{message}\n")
-    sys.stderr.flush()
+    # Where nobody can be told, on a full disk say, the exit status still tells.
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{message}\n")
+        sys.stderr.flush()
+
+
+def _drain() -> None:
+    """Let go of output that cannot be written: Python would try again at its end and change the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    _drain()
+    sys.exit(status)

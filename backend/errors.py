@@ -1,5 +1,9 @@
 """The errors that a user is meant to read: one line each, naming the field and the remedy."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Bad input or a bad situation that the user can mend.
@@ -34,3 +38,15 @@ class ConfigError(UserError):
 
     def __str__(self) -> str:
         return "\n".join(f"{field}: {message}" if field else message for field, message in self.problems)
+
+
+@contextmanager
+def workspace_errors(field: str) -> Iterator[None]:
+    """Turns what the disk refuses within it into a UserError about `field`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError("the workspace's disk is full; delete old jobs or files", field) from error
+        name = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"cannot write to the workspace: {name}{error.strerror or error}", field) from error

@@ -1,4 +1,8 @@
-"""What a running command tells the web side: one JSON object a line, in the file that LORALOOM_EVENTS names."""
+"""What a running command tells the web side: one JSON object a line, in the file that LORALOOM_EVENTS names.
+
+Beside that file may lie a reserve, room that was taken before the command began: there an error is told when the disk
+is full, so that the reason of a failure is known however it came about.
+"""
 
 import json
 import os
@@ -7,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "LORALOOM_EVENTS"
+RESERVE_BYTES = 4096
 
 
 def emit(event: str = "progress", **fields: Any) -> None:
     """Append one event; does nothing when no file is named by the environment.
 
     An event is news, not data: where it cannot be written (a full disk, a removed job) the work goes on without it.
+    Only an error then goes into the reserve.
 
     Args:
         event: progress, phase, sample, file, warning or error.
@@ -23,17 +29,54 @@ def emit(event: str = "progress", **fields: Any) -> None:
         return
     record = {"event": event, "time": time.time(), **fields}
     line = (json.dumps(record, ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace")
+    if not _append(target, line) and event == "error":
+        _use_reserve(reserve_of(target), line)
+
+
+def _append(target: str, line: bytes) -> bool:
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     except OSError:
-        return
+        return False
     try:
         # One write, so that lines of several processes do not interleave.
-        os.write(descriptor, line)
+        return os.write(descriptor, line) == len(line)
     except OSError:
-        return
+        return False
     finally:
         os.close(descriptor)
+
+
+def reserve_of(target: str | os.PathLike[str]) -> Path:
+    """The file beside an events file in which there is room for an error."""
+    return Path(f"{os.fspath(target)}.reserve")
+
+
+def reserve(target: str | os.PathLike[str]) -> None:
+    """Take that room.
+
+    Raises:
+        OSError: there is none.
+    """
+    reserve_of(target).write_bytes(b" " * (RESERVE_BYTES - 1) + b"\n")
+
+
+def _use_reserve(path: Path, line: bytes) -> None:
+    # In place: what is there already takes no more of the disk.
+    try:
+        with path.open("r+b") as file:
+            begin = len(file.read(RESERVE_BYTES).rstrip())
+            begin += begin > 0
+            file.seek(begin)
+            file.write(b"\n" * (begin > 0) + line[: RESERVE_BYTES - begin - 1])
+    except OSError:
+        return
+
+
+def read_errors(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The error events of a file and of its reserve."""
+    told = [*read(path)[0], *read(reserve_of(path))[0]]
+    return [record for record in told if record.get("event") == "error"]
 
 
 def read(path: str | os.PathLike[str], offset: int = 0) -> tuple[list[dict[str, Any]], int]:

@@ -28,11 +28,13 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-FAILURES = 8
+FAILURES, ALL_FAILURES = 8, 40  # wrong passwords in a minute, of one caller and of all together
 FAILURE_SECONDS = 60.0
 SESSION_SECONDS = 30 * 24 * 3600
 SHARE_ASSETS = "https://gradio.s3-us-west-2.amazonaws.com"
+PAGE = "/"
 START_UP = "/gradio_api/startup-events"
+# Wherever they stand in a path: no prefix makes a file anything else.
 FILES = ("/gradio_api/file=", "/gradio_api/file/", "/gradio_api/stream/")
 # Shown by a browser as what they are; everything else is only ever saved.
 INLINE = re.compile(r"(image/(png|jpeg|webp|gif|avif|bmp)|audio/|video/|text/plain|application/json)")
@@ -78,6 +80,19 @@ def host_name(authority: str) -> str:
     return authority.partition("]")[0] + "]" if authority.startswith("[") else authority.partition(":")[0]
 
 
+def route_path(scope: Scope) -> str:
+    """The path that a request means: without the path below which a proxy serves us, however often it stands there.
+
+    The application strips it too before it looks for a route, so deciding on the path as it came would decide on
+    another one than is answered.
+    """
+    path: str = scope["path"]
+    root = str(scope.get("root_path") or "").rstrip("/")
+    while root and path.startswith(f"{root}/"):
+        path = path.removeprefix(root)
+    return path
+
+
 class Guard:
     """Wraps an ASGI app, once `install` has been called with it.
 
@@ -121,13 +136,14 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        path = route_path(scope)
         refusal = self._refuse_host(headers) or self._refuse_origin(headers)
         if refusal is None and self._account is not None:
-            if scope["type"] == "http" and scope["path"].rstrip("/") in ("/login", "/logout"):
-                await self._log_in_or_out(scope, headers, receive, send)
+            if scope["type"] == "http" and path.rstrip("/") in ("/login", "/logout"):
+                await self._log_in_or_out({**scope, "path": path}, headers, receive, send)
                 return
             # Gradio asks itself this while it starts, and has no password; nobody else is answered then.
-            own_call = self.starting and scope["path"] == START_UP
+            own_call = self.starting and path == START_UP
             if not own_call and not self._logged_in(headers):
                 refusal = (401, "Log in first.")
         if refusal is None:
@@ -135,7 +151,7 @@ class Guard:
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
-        elif refusal[0] == 401 and scope["path"] == "/" and scope["method"] in ("GET", "HEAD"):
+        elif refusal[0] == 401 and path == PAGE and scope["method"] in ("GET", "HEAD"):
             # Relative, so that it holds behind a proxy that serves us below a path.
             await self._answer(send, 303, "", [("location", "login")])
         else:
@@ -221,8 +237,9 @@ class Guard:
     def _throttled(self, caller: str) -> bool:
         start = time.monotonic() - FAILURE_SECONDS
         self._failures = {name: times for name, times in self._failures.items() if times[-1] > start}
-        times = self._failures.get(caller)
-        return times is not None and len(times) == FAILURES and times[0] > start
+        recent = {name: sum(moment > start for moment in times) for name, times in self._failures.items()}
+        # A caller's address means little: behind a proxy all have one, and one with many addresses could go on forever.
+        return recent.get(caller, 0) >= FAILURES or sum(recent.values()) >= ALL_FAILURES
 
     def _set_cookie(self, scope: Scope, headers: dict[str, str], token: str, seconds: int) -> tuple[str, str]:
         encrypted = "https" in (scope.get("scheme"), headers.get("x-forwarded-proto", "").split(",")[0].strip())
@@ -276,8 +293,10 @@ class Guard:
         if scope["type"] == "websocket":
             await self.app(scope, receive, send)
             return
-        is_file = scope["path"].startswith(FILES)
-        page = not is_file and "text/html" in headers.get("accept", "")
+        path = route_path(scope)
+        is_file = any(part in path for part in FILES)
+        # Of the page alone are the inline scripts ours; no other answer, however it is reached, has its own let run.
+        page = path == PAGE and "text/html" in headers.get("accept", "")
         if page:
             # A page is read here, so it must not arrive compressed.
             scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]}

@@ -4,11 +4,14 @@
 of its own. Standard library only: it lives as long as the job does.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+from backend import events
 
 NO_COMMAND = 127
 
@@ -36,14 +39,39 @@ def identity(pid: int) -> str | None:
 def claim(folder: Path) -> bool:
     """Write this process down as the one that runs the job; False when another one was first."""
     temporary = folder / f"pid.{os.getpid()}"
-    temporary.write_text(f"{os.getpid()} {identity(os.getpid())}\n")
     try:
+        temporary.write_text(f"{os.getpid()} {identity(os.getpid())}\n")
         os.link(temporary, folder / "pid")
     except FileExistsError:
         return False
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     return True
+
+
+def reserve(folder: Path) -> None:
+    """Take the room in which a job's end and its reason are written: it is there when the job has filled the disk.
+
+    Raises:
+        OSError: there is none.
+    """
+    (folder / "exit.new").write_text(" " * 16)
+    events.reserve(folder / "events.jsonl")
+
+
+def write_exit(folder: Path, code: int) -> None:
+    """Write down how a job ended, in the room that was taken for it."""
+    result = folder / "exit.new"
+    with result.open("r+" if result.exists() else "w") as file:
+        file.write(f"{code:<16}")
+    os.replace(result, folder / "exit")
+
+
+def complain(message: str) -> None:
+    """Tell why a job does not run, in its events and, where the disk has room for it, in its log."""
+    events.emit("error", message=message)
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def run(folder: Path, argv: list[str]) -> int:
@@ -52,12 +80,6 @@ def run(folder: Path, argv: list[str]) -> int:
     Returns:
         Its exit code; negative for the signal that ended it.
     """
-    # Taken now, so that the result can be written even when the job has filled the disk.
-    result = folder / "exit.new"
-    try:
-        result.write_text(" " * 16)
-    except OSError as error:
-        print(f"cannot reserve room for the exit code: {error.strerror}", file=sys.stderr)
     received: list[int] = []
     child: list[subprocess.Popen[bytes]] = []
 
@@ -71,21 +93,24 @@ def run(folder: Path, argv: list[str]) -> int:
     try:
         child.append(subprocess.Popen(argv))
     except OSError as error:
-        print(f"cannot start {argv[0]}: {error.strerror}", file=sys.stderr)
+        complain(f"cannot start {argv[0]}: {error.strerror}")
         code = NO_COMMAND
     else:
         if received:
             child[0].send_signal(received[-1])
         code = child[0].wait()
-    with result.open("r+" if result.exists() else "w") as file:
-        file.write(f"{code:<16}")
-    os.replace(result, folder / "exit")
+    write_exit(folder, code)
     return code
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    if not claim(folder):
+    try:
+        if not claim(folder):
+            return
+    except OSError as error:
+        complain(f"the run cannot be started: {error.strerror}; free some space and start it again")
+        write_exit(folder, NO_COMMAND)
         return
     run(folder, sys.argv[2:])
     if os.getpgid(0) == os.getpid():

@@ -5,7 +5,6 @@ several web processes see the same.
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -21,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from backend import events
-from backend.errors import UserError
+from backend.errors import UserError, workspace_errors
 from backend.job import JOB_ID, Job, read_job, read_pid
+from backend.job_runner import reserve, write_exit
 from backend.workspace import PROJECT, Workspace
 
 TAIL_BYTES = 64 * 1024
@@ -57,7 +57,7 @@ class Jobs:
         workspace: where they live.
         argv: gives a job's command line.
         check: raises when a config is wrong; called with the command's name and the file.
-        release: called before a job is started, to have the device given back.
+        release: gives what is entered while a job is started, to have the device given back.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Jobs:
         workspace: Workspace,
         argv: Callable[[Job], list[str]] = backend_argv,
         check: Callable[[str, Path], None] = check_config,
-        release: Callable[[], None] | None = None,
+        release: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> None:
         self.workspace = workspace
         self._argv = argv
@@ -96,17 +96,15 @@ class Jobs:
         # Made beside its place and moved there whole: no list ever shows half a job.
         making = self.workspace.jobs / f".new-{job_id}"
         try:
-            (making / "output").mkdir(parents=True)
-            text = config_toml if isinstance(config_toml, str) else config_toml(folder / "output")
-            (making / "config.toml").write_text(text, encoding="utf-8")
-            self._check(command, making / "config.toml")
-            request = {"command": command, "title": title or command, "created": time.time()}
-            (making / "job.json").write_text(json.dumps(request), encoding="utf-8")
-            os.rename(making, folder)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError("the workspace's disk is full; delete old jobs or files", "workspace") from error
-            raise UserError(f"cannot write to the workspace: {error.strerror}", "workspace") from error
+            with workspace_errors("workspace"):
+                (making / "output").mkdir(parents=True)
+                text = config_toml if isinstance(config_toml, str) else config_toml(folder / "output")
+                (making / "config.toml").write_text(text, encoding="utf-8")
+                self._check(command, making / "config.toml")
+                request = {"command": command, "title": title or command, "created": time.time()}
+                (making / "job.json").write_text(json.dumps(request), encoding="utf-8")
+                reserve(making)
+                os.rename(making, folder)
         finally:
             shutil.rmtree(making, ignore_errors=True)
         self._wake.set()
@@ -144,7 +142,7 @@ class Jobs:
         Raises:
             UserError: while it runs or waits.
         """
-        with self._lock():
+        with workspace_errors("job"), self._lock():
             job = self.get(job_id)
             if job.active:
                 raise UserError("it has not ended; stop it first", "job")
@@ -183,12 +181,14 @@ class Jobs:
         job = self.get(job_id)
         if job.state != "failed":
             return "the machine or the process ended before the job did" if job.state == "interrupted" else ""
-        errors = [record for record in events.read(job.events)[0] if record.get("event") == "error"]
+        errors = events.read_errors(job.events)
         if errors:
             field, message = errors[-1].get("field"), str(errors[-1].get("message", ""))
             return f"{field}: {message}" if field and not message.startswith(f"{field}:") else message
         lines = [line for line in self.tail(job_id)[0].splitlines() if line.strip()]
-        return lines[-1].strip() if lines else f"ended with exit code {job.exit_code}"
+        if lines:
+            return lines[-1].strip()
+        return "ended" if job.exit_code is None else f"ended with exit code {job.exit_code}"
 
     # Running
 
@@ -202,6 +202,10 @@ class Jobs:
                 if time.time() - path.stat().st_mtime > _CLAIM_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
 
+    def busy(self) -> bool:
+        """Whether a job runs."""
+        return any(job.state == "running" for job in self.list())
+
     def dispatch(self) -> Job | None:
         """Start the oldest queued job if none runs.
 
@@ -212,9 +216,8 @@ class Jobs:
             self._runners = [runner for runner in self._runners if runner.poll() is None]
             if self._next() is None:
                 return None
-            if self._release is not None:
-                self._release()
-            with self._lock():
+            # Kept until the job is known to run, so that the device is nobody else's in between.
+            with self._release(), self._lock():
                 # Looked up again: another process may have been quicker.
                 job = self._next()
                 if job is None:
@@ -268,7 +271,9 @@ class Jobs:
             time.sleep(0.02)
         if not (job.folder / "pid").exists():
             runner.kill()
-            (job.folder / "exit").write_text(str(runner.wait()))
+            code = runner.wait()
+            if not (job.folder / "exit").exists():
+                write_exit(job.folder, code)
 
     def _signal(self, job: Job, kill: bool) -> None:
         pid, _ = read_pid(job.folder)

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def worker_argv() -> list[str]:
     return [sys.executable, "-m", "backend.generate.worker"]
 
 
+def has_gpu() -> bool:
+    """Whether this machine has a GPU (NVIDIA's, AMD's, or Windows' own under it), as far as its device files tell."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/dev", name).exists() for name in ("kfd", "dxg"))
+
+
 class GenerateWorker:
     """Starts the worker when it is first asked for something, and again when it has died.
 
@@ -34,6 +40,7 @@ class GenerateWorker:
         workspace: its worker.log takes what the worker says on stderr.
         argv: gives the worker's command line.
         idle_seconds: after so long without a request the worker is ended, and its memory is free again.
+        busy: whether a job has the device at this moment; requests are refused then.
     """
 
     def __init__(
@@ -41,15 +48,18 @@ class GenerateWorker:
         workspace: Workspace,
         argv: Callable[[], list[str]] = worker_argv,
         idle_seconds: float = IDLE_SECONDS,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self.log = workspace.root / "worker.log"
         self._workspace = workspace
         self._argv = argv
         self._idle_seconds = idle_seconds
+        self._busy = busy
         self._turn = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._timer: threading.Timer | None = None
         self._taken = threading.Event()
+        self._closed = threading.Event()
         atexit.register(self.stop)
 
     @property
@@ -70,9 +80,14 @@ class GenerateWorker:
             The worker's `done` event.
 
         Raises:
-            UserError: what the worker complains about, or that it has ended.
+            UserError: what the worker complains about, that it has ended, or that a job has the device.
         """
         with self._turn:
+            if self._closed.is_set():
+                raise UserError("the server is ending")
+            # Asked within the turn, which a starting job holds until it runs: no request slips in between.
+            if self._busy():
+                raise UserError("a run is using the GPU; wait until it has ended, or stop it in its tab")
             self._cancel_timer()
             self._taken.clear()
             try:
@@ -80,16 +95,28 @@ class GenerateWorker:
             finally:
                 self._start_timer()
 
-    def release(self) -> None:
-        """Give the device back: end the worker once its present request is answered, or after a minute in any case."""
-        if self._turn.acquire(timeout=RELEASE_SECONDS):
-            try:
-                self._end()
-            finally:
-                self._turn.release()
-        else:
-            self._taken.set()
-            self.stop()
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """While entered, the device is given back and no request is taken.
+
+        The worker is ended once its present request is answered, or after a minute in any case.
+        """
+        if not self._turn.acquire(timeout=RELEASE_SECONDS):
+            while True:
+                self._taken.set()
+                self.stop()
+                if self._turn.acquire(timeout=1.0):
+                    break
+        try:
+            self._end()
+            yield
+        finally:
+            self._turn.release()
+
+    def close(self) -> None:
+        """End the worker at once and for good, so that nobody has to wait for it."""
+        self._closed.set()
+        self.stop()
 
     def stop(self) -> None:
         """End the worker at once, whatever it does; a waiting request fails."""

@@ -13,7 +13,7 @@ from backend.config.base import Leaf
 from backend.config.dataset import DATASET_KEYS, SUBSET_KEYS
 from backend.errors import UserError
 from backend.serving import Services
-from backend.workspace import DEMO_MODEL, Workspace, make_slug
+from backend.workspace import DEMO_DATASET, DEMO_MODEL, PROJECT, Workspace, make_slug
 from tabs import datasets
 from tabs.form import to_widget
 from tabs.text import complaint, empty, notice
@@ -109,7 +109,7 @@ def show(workspace: Workspace, path: str | None) -> list[Any]:
         still = [gr.update(interactive=False) for _ in datasets.FIELDS]
         return [complaint(error) if path else nothing, gr.update(visible=False), "", gr.update(visible=False), *still]
     pictures = dataset.pictures()
-    entries = [(str(small), picture.caption or "no caption") for picture, small in _shown(pictures)]
+    entries = [(str(small), picture.caption or "no caption") for picture, small in _shown(workspace, pictures)]
     words = [dataset.summary(pictures)]
     if len(pictures) > len(entries):
         words.append(f"{len(entries)} are shown")
@@ -129,10 +129,11 @@ def read_settings(shown: Sequence[Any]) -> dict[str, Any]:
     return {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
 
 
-def _shown(pictures: Sequence[datasets.Picture]) -> list[tuple[datasets.Picture, Path]]:
+def _shown(workspace: Workspace, pictures: Sequence[datasets.Picture]) -> list[tuple[datasets.Picture, Path]]:
     """The pictures of the gallery, each with what is shown of it."""
     cache = Path(os.environ.get("GRADIO_TEMP_DIR") or gr.utils.get_upload_folder()) / "thumbnails"
-    small = ((picture, datasets.thumbnail(picture.path, cache)) for picture in pictures[:SHOWN])
+    served = (workspace.datasets, PROJECT / DEMO_DATASET)
+    small = ((picture, datasets.thumbnail(picture.path, cache, served)) for picture in pictures[:SHOWN])
     return [(picture, path) for picture, path in small if path is not None]
 
 
@@ -204,7 +205,7 @@ def _connect(workspace: Workspace, box: DatasetBox, save: gr.Button, remove: gr.
     def pick(path: str, event: gr.SelectData) -> list[Any]:
         try:
             dataset = datasets.open_dataset(workspace, path)
-            picture, _ = _shown(dataset.pictures())[event.index]
+            picture, _ = _shown(workspace, dataset.pictures())[event.index]
         except (UserError, IndexError, TypeError):
             return ["", gr.update(visible=False), gr.skip()]
         if not dataset.own:

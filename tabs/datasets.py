@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from backend.config.dataset import PIXELS, DatasetConfig, DatasetOptions, SubsetOptions
 from backend.config.declare import section_leaves
-from backend.errors import UserError
+from backend.errors import UserError, workspace_errors
 from backend.workspace import DATASET_FILE, PROJECT, Workspace, slug
 from tabs import uploads
 
@@ -150,16 +150,19 @@ def change_settings(dataset: Dataset, settings: Mapping[str, Any]) -> None:
 def remove_picture(dataset: Dataset, name: str) -> None:
     """Take a picture of an own dataset, and its caption, away."""
     picture = find_picture(dataset, name)
-    picture.unlink(missing_ok=True)
-    for suffix in uploads.CAPTIONS:
-        picture.with_suffix(suffix).unlink(missing_ok=True)
+    with workspace_errors("picture"):
+        picture.unlink(missing_ok=True)
+        for suffix in uploads.CAPTIONS:
+            picture.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def set_caption(dataset: Dataset, name: str, text: str) -> None:
     """Write the caption of a picture of an own dataset."""
     if len(text.encode()) > uploads.CAPTION_BYTES:
         raise UserError("is too long", "caption")
-    uploads.write_caption(dataset.folder, find_picture(dataset, name).stem, text)
+    picture = find_picture(dataset, name)
+    with workspace_errors("caption"):
+        uploads.write_caption(dataset.folder, picture.stem, text)
 
 
 def find_picture(dataset: Dataset, name: str) -> Path:
@@ -177,22 +180,29 @@ def find_picture(dataset: Dataset, name: str) -> Path:
 
 
 def caption_of(picture: Path, subset: SubsetOptions) -> str:
-    """A picture's caption: its caption file's first line, else the subset's class tokens, else nothing."""
-    suffixes = (subset.caption_extension,) if subset.caption_extension else uploads.CAPTIONS
-    for suffix in suffixes:
+    """A picture's caption as the trainer finds it: first line of its caption file, else the class tokens, else none."""
+    first = (subset.caption_extension,) if subset.caption_extension else ()
+    for suffix in (*first, *uploads.CAPTIONS):
         try:
-            lines = picture.with_suffix(suffix).read_text(encoding="utf-8", errors="replace").splitlines()
+            source = picture.with_name(picture.stem + suffix)
+            lines = source.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         except OSError:
             continue
         return lines[0].strip() if lines else ""
-    return subset.class_tokens or ""
+    return (subset.class_tokens or "").strip()
 
 
-def thumbnail(picture: Path, cache: Path) -> Path | None:
-    """A small copy of a picture to be shown, made once; the picture itself if it is small; None if it is broken."""
+def thumbnail(picture: Path, cache: Path, served: Sequence[Path] = ()) -> Path | None:
+    """A small copy of a picture to be shown, made once; None if the picture is broken.
+
+    Args:
+        picture: itself given back if it is small and may be served.
+        cache: where copies are kept, and served from.
+        served: folders whose files the server gives out; a picture from anywhere else it would refuse.
+    """
     try:
         status = picture.stat()
-        if status.st_size <= SMALL_FILE:
+        if status.st_size <= SMALL_FILE and any(picture.resolve().is_relative_to(place.resolve()) for place in served):
             return picture
         key = hashlib.sha256(f"{picture}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()[:32]
         small = cache / key / f"{uploads.make_slug(picture.stem)}.webp"

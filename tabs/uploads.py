@@ -4,13 +4,11 @@ Nothing that arrives is trusted: only pictures that can be decoded and short tex
 here; names inside a ZIP never become paths.
 """
 
-import errno
 import os
 import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -18,7 +16,7 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
-from backend.errors import UserError
+from backend.errors import UserError, workspace_errors
 from backend.workspace import make_slug
 
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp"}
@@ -92,7 +90,7 @@ def take(files: Sequence[Path], folder: Path) -> Report:
     report = Report()
     kept: dict[tuple[str, str], list[str]] = {}
     captions: list[_Item] = []
-    with _disk_errors():
+    with workspace_errors("upload"):
         folder.mkdir(parents=True, exist_ok=True)
         taken = {path.stem.lower(): path.stem for path in folder.iterdir() if path.suffix.lower() in PICTURES}
         for item in _unpack(files, report):
@@ -123,23 +121,37 @@ def write_caption(folder: Path, stem: str, text: str) -> None:
         (folder / f"{stem}{suffix}").unlink(missing_ok=True)
 
 
+@dataclass
+class _Budget:
+    """What one upload may cost, taken or refused: every member is read or at least listed."""
+
+    count: int = 0
+    total: int = 0
+
+    def take(self, size: int) -> None:
+        self.count, self.total = self.count + 1, self.total + size
+
+    @property
+    def spent(self) -> bool:
+        return self.count > FILES or self.total > TOTAL_BYTES
+
+
 def _unpack(files: Sequence[Path], report: Report) -> Iterator[_Item]:
-    count, total = 0, 0
+    budget = _Budget()
     for file in files:
-        for item in _read_zip(file, report) if zipfile.is_zipfile(file) else _read_file(file, report):
-            count, total = count + 1, total + len(item.data)
-            if count > FILES or total > TOTAL_BYTES:
-                report.refused.append((file.name, f"more than {FILES} files or {TOTAL_BYTES // 1024**3} GB at a time"))
-                return
-            yield item
+        read = _read_zip if zipfile.is_zipfile(file) else _read_file
+        yield from read(file, report, budget)
+        if budget.spent:
+            report.refused.append((file.name, f"more than {FILES} files or {TOTAL_BYTES // 1024**3} GB at a time"))
+            return
 
 
-def _read_file(file: Path, report: Report) -> Iterator[_Item]:
+def _read_file(file: Path, report: Report, budget: "_Budget") -> Iterator[_Item]:
     with file.open("rb") as stream:
-        yield from _read_one("", file.name, stream, report)
+        yield from _read_one("", file.name, stream, report, budget)
 
 
-def _read_zip(file: Path, report: Report) -> Iterator[_Item]:
+def _read_zip(file: Path, report: Report, budget: "_Budget") -> Iterator[_Item]:
     try:
         with zipfile.ZipFile(file) as archive:
             for member in archive.infolist():
@@ -147,12 +159,15 @@ def _read_zip(file: Path, report: Report) -> Iterator[_Item]:
                 parts = PurePosixPath(name).parts
                 if member.is_dir() or not parts or any(_is_hidden(part) for part in parts[:-1]):
                     continue
+                if budget.spent:
+                    return
                 if stat.S_ISLNK(member.external_attr >> 16):
+                    budget.take(0)
                     report.refused.append((name, "a link"))
                     continue
                 try:
                     with archive.open(member) as stream:
-                        yield from _read_one(file.name, name, stream, report)
+                        yield from _read_one(file.name, name, stream, report, budget)
                 except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
                     reason = "is encrypted" if member.flag_bits & 1 else f"cannot be unpacked ({error})"
                     report.refused.append((name, reason))
@@ -164,16 +179,20 @@ def _is_hidden(part: str) -> bool:
     return part.startswith((".", "__MACOSX")) and part != ".."
 
 
-def _read_one(origin: str, name: str, stream: IO[bytes], report: Report) -> Iterator[_Item]:
+def _read_one(origin: str, name: str, stream: IO[bytes], report: Report, budget: "_Budget") -> Iterator[_Item]:
     item = _Item(origin, name, b"")
     if PurePosixPath(name).name.startswith("."):
         return
     if item.suffix not in PICTURES + CAPTIONS:
+        budget.take(0)
         report.refused.append((name, "neither a picture (png, jpg, webp, bmp) nor a caption (txt)"))
         return
     limit = CAPTION_BYTES if item.suffix in CAPTIONS else FILE_BYTES
     # Read to the limit, whatever the ZIP's directory says of the size.
     data = stream.read(limit + 1)
+    budget.take(len(data))
+    if budget.spent:
+        return
     if len(data) > limit:
         report.refused.append((name, f"is larger than {limit // 1024} KB"))
         return
@@ -240,13 +259,3 @@ def _write(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError("the workspace's disk is full; delete old jobs or files", "upload") from error
-        raise UserError(f"cannot be written: {error.strerror or error}", "upload") from error

@@ -19,6 +19,7 @@ from backend.errors import ConfigError
 
 ADVANCED = Option(advanced=True)
 PIXELS = 8  # one latent pixel
+MOST_REPEATS = 10_000  # an epoch lists every one of them
 
 
 class SubsetOptions(Section):
@@ -30,7 +31,7 @@ class SubsetOptions(Section):
     is_reg: bool = False
     """These are regularisation pictures: they show what the class looks like without the new thing."""
 
-    num_repeats: int = Field(1, ge=1)
+    num_repeats: int = Field(1, ge=1, le=MOST_REPEATS)
     """How often each picture is shown in an epoch."""
 
     class_tokens: str | None = None
@@ -63,6 +64,8 @@ class SubsetOptions(Section):
     @field_validator("caption_extension")
     @classmethod
     def _with_dot(cls, value: str | None) -> str | None:
+        if value and any(mark in value for mark in "/\\\0"):
+            raise ValueError(f"must be the end of a file name such as .txt, got {shown(value)}")
         return f".{value}" if value and not value.startswith(".") else value or None
 
 

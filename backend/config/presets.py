@@ -11,7 +11,7 @@ from backend.config.declare import Command
 from backend.config.merge import flatten, problems
 from backend.config.messages import did_you_mean
 from backend.config.toml import load, loads, to_toml
-from backend.errors import ConfigError, UserError
+from backend.errors import ConfigError, UserError, workspace_errors
 
 SHIPPED = workspace.PROJECT / "presets"
 
@@ -62,10 +62,14 @@ def save(command_class: type[Command], name: str, config: Mapping[str, Any], roo
     """
     path = _own_path(command_class, name, root)
     text = to_toml(checked(command_class, config, ""), command_class)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with workspace_errors("preset"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return Preset(path.stem, path, shipped=False)
 
 
@@ -78,7 +82,8 @@ def rename(command_class: type[Command], name: str, new_name: str, root: Path | 
     path, target = _existing(command_class, name, root), _own_path(command_class, new_name, root)
     if target.exists():
         raise UserError(f"there is a preset {target.stem} already", "preset")
-    os.replace(path, target)
+    with workspace_errors("preset"):
+        os.replace(path, target)
     return Preset(target.stem, target, shipped=False)
 
 
@@ -88,7 +93,9 @@ def delete(command_class: type[Command], name: str, root: Path | None = None) ->
     Raises:
         UserError: it does not exist or is shipped.
     """
-    _existing(command_class, name, root).unlink()
+    path = _existing(command_class, name, root)
+    with workspace_errors("preset"):
+        path.unlink()
 
 
 def imported(command_class: type[Command], text: str, source: str = "the toml") -> dict[str, Any]:

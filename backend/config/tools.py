@@ -10,13 +10,16 @@ class Conversion(Section):
     """Conversion."""
 
     src: Annotated[Path, Option(positional=True, widget="model")]
-    """What to convert: a .safetensors or .ckpt file in the original layout, or a Diffusers folder."""
+    """What to convert: a .safetensors or .ckpt file in the original layout, a Diffusers folder, or a hub name."""
 
     dst: Annotated[Path, Option(positional=True, widget="file")]
     """Where to: a folder for a file, a .safetensors or .ckpt file for a folder."""
 
     save_precision: Literal["float", "fp16", "bf16"] | None = None
     """Precision of the saved numbers; left out, as they are."""
+
+    revision: Annotated[str | None, Option(advanced=True)] = None
+    """Branch, tag or commit of a model on the hub."""
 
     overwrite: bool = False
     """Replace what is there."""

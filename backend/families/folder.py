@@ -12,7 +12,7 @@ from torch import Tensor
 from backend.errors import UserError
 from backend.families.model import Checkpoint, Family, Part
 from backend.families.original import sd1_config, to_matrix
-from backend.families.storage import read_tensors, replacing, write_tensors
+from backend.families.storage import read_tensors, replacing, replacing_folder, write_tensors
 from backend.families.tokenizer import MERGES, clip_vocabulary
 from backend.tables import layout
 
@@ -138,13 +138,20 @@ def _write_tokenizer(folder: Path) -> None:
 def write_folder(
     checkpoint: Checkpoint, family: Family, folder: Path, dtype: torch.dtype | None = None, tokenizer: bool = True
 ) -> None:
-    """Write a Diffusers folder that the family's pipeline reads with `from_pretrained`.
+    """Write a Diffusers folder that the family's pipeline reads with `from_pretrained`, whole or not at all.
 
     Args:
         family: the checkpoint's.
         dtype: cast floating-point tensors to this type; None keeps each as it is.
         tokenizer: write the vocabulary (1.6 MB) as well. This program does not need it there, others do.
     """
+    with replacing_folder(folder) as place:
+        _write_parts(checkpoint, family, place, dtype, tokenizer)
+
+
+def _write_parts(
+    checkpoint: Checkpoint, family: Family, folder: Path, dtype: torch.dtype | None, tokenizer: bool
+) -> None:
     for name, part in checkpoint.parts.items():
         text = name.startswith("text_encoder")
         # CLIPTextModel's files say text_model. whatever the installed transformers calls its modules.

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from backend.errors import UserError
+from backend.lora.pickled import save_pickled
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
@@ -109,8 +111,37 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder whose files get to `path` when the block ends well; other files that are there stay."""
+    here = path if path.is_dir() else path.parent
+    here.mkdir(parents=True, exist_ok=True)
+    temporary = here / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        temporary.mkdir()
+        yield temporary
+        if not path.exists():
+            os.rename(temporary, path)
+            return
+        for folder, _, names in os.walk(temporary):
+            target = path / Path(folder).relative_to(temporary)
+            target.mkdir(exist_ok=True)
+            for name in names:
+                os.replace(Path(folder, name), target / name)
+    except OSError as error:
+        if error.filename is None or Path(error.filename).is_relative_to(temporary):
+            error.filename = str(path)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_safetensors(
@@ -172,6 +203,6 @@ def write_tensors(
         # clone: a view or a mapped tensor would drag its whole storage into the pickle.
         content = {name: cast(value).detach().cpu().clone() for name, value in tensors.items()}
         with replacing(path) as temporary:
-            torch.save({"state_dict": content} if suffix == ".ckpt" else content, temporary)
+            save_pickled({"state_dict": content} if suffix == ".ckpt" else content, temporary)
     else:
         raise UserError("a model is saved as .safetensors or .ckpt; name the file so", field=str(path))

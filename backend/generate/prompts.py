@@ -1,5 +1,6 @@
 """What to draw: the request value, and prompt lines in sd-scripts' syntax."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -51,6 +52,11 @@ class Request:
             raise UserError(f"{self.seed} is out of range: 0 to {MAX_SEED}", field="seed")
         if self.sampler not in SAMPLERS:
             raise UserError(f"there is no {self.sampler!r}; choose one of {', '.join(SAMPLERS)}", field="sampler")
+        most = SAMPLERS[self.sampler].most
+        if self.steps > most:
+            raise UserError(f"{self.steps} is too many: {self.sampler} takes at most {most}", field="steps")
+        if not all(map(math.isfinite, (self.scale, *(self.multipliers or ())))):
+            raise UserError("guidance and multipliers are finite numbers", field="scale")
 
 
 def _sampler(text: str) -> str:

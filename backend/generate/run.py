@@ -1,7 +1,9 @@
 """`gen_img`: pictures from prompts on the command line or in a file, with LoRA files at their multipliers."""
 
+import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,7 @@ def run(config: GenImg) -> None:
         UserError: a prompt, a size, a model or a LoRA file that cannot work.
     """
     requests = read_requests(config)
+    check_folder(config.output.outdir)
     loras = config.network.loras()
     for request in requests:
         with_multipliers(loras, request.multipliers)
@@ -58,6 +61,19 @@ def read_requests(config: GenImg) -> list[Request]:
     if config.prompting.from_file is not None:
         return read_prompts(config.prompting.from_file, defaults)
     return [parse_line(config.prompting.prompt, defaults)]
+
+
+def check_folder(folder: Path) -> None:
+    """See that pictures can be written to a folder, which is made with the first of them.
+
+    Raises:
+        UserError: something else is there, or it may not be written to.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"{folder} cannot be a folder: {there} is none; choose another", field="outdir")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{folder} cannot be written to; choose another", field="outdir")
 
 
 def with_multipliers(
@@ -114,7 +130,7 @@ def draw(generator: GenerationModel, request: Request, config: GenImg, stem: str
         for single, picture in generator.pictures(request, config.image.batch_size, report):
             path = free_path(config.output.outdir, f"{stem}_{single.seed}")
             save_png(picture, path, describe(replace(single, multipliers=None), model, generator.loras))
-            tqdm.write(f"Saved {path}")
+            say(f"Saved {path}")
             events.emit("sample", path=str(path), prompt=single.prompt, step=0, index=single.seed - request.seed)
 
 
@@ -127,7 +143,13 @@ def free_path(folder: Path, stem: str) -> Path:
     return path
 
 
+def say(message: str) -> None:
+    """One line above the bar; where the output is full, the pictures go on without it."""
+    with suppress(OSError):
+        tqdm.write(message)
+
+
 def warn(message: str) -> None:
     """One line that something is not as asked for."""
-    tqdm.write(f"Warning: {message}")
+    say(f"Warning: {message}")
     events.emit("warning", message=message)

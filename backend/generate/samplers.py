@@ -120,12 +120,14 @@ class Sampler:
         settings: where it differs from that class's defaults.
         about: one line for the reader of a list.
         wrap: what the solver is wrapped into, if anything.
+        most: steps above this it cannot spread over the model's times: it fails, or its picture is not finite.
     """
 
     solver: str
     about: str
     settings: Mapping[str, object] = field(default_factory=dict)
     wrap: type | None = None
+    most: int = 1000
 
 
 # Stable Diffusion's own: time steps 1, 1 + n, ..., and the last one goes to the noise level of time 0, not to none.
@@ -134,9 +136,14 @@ LEADING = {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one":
 SPREAD = {"timestep_spacing": "linspace"}
 
 SAMPLERS: dict[str, Sampler] = {
-    "ddim": Sampler("DDIMScheduler", "deterministic, plain, even with few steps", {**LEADING, "clip_sample": False}),
+    "ddim": Sampler(
+        "DDIMScheduler", "deterministic, plain, even with few steps", {**LEADING, "clip_sample": False}, most=999
+    ),
     "pndm": Sampler(
-        "PNDMScheduler", "linear multistep, Stable Diffusion's first default", {**LEADING, "skip_prk_steps": True}
+        "PNDMScheduler",
+        "linear multistep, Stable Diffusion's first default",
+        {**LEADING, "skip_prk_steps": True},
+        most=999,
     ),
     "lms": Sampler("EulerDiscreteScheduler", "linear multistep of order 4", SPREAD, LinearMultistep),
     "euler": Sampler("EulerDiscreteScheduler", "first order, deterministic", SPREAD),
@@ -148,8 +155,11 @@ SAMPLERS: dict[str, Sampler] = {
         "DPMSolverMultistepScheduler",
         "DPM-Solver, multistep of order 2",
         {**SPREAD, "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+        most=999,
     ),
-    "dpmsolver++": Sampler("DPMSolverMultistepScheduler", "DPM-Solver++ 2M, good with 15 to 25 steps", SPREAD),
+    "dpmsolver++": Sampler(
+        "DPMSolverMultistepScheduler", "DPM-Solver++ 2M, good with 15 to 25 steps", SPREAD, most=999
+    ),
     "dpmsingle": Sampler("DPMSolverSinglestepScheduler", "DPM-Solver++ 2S", {"lower_order_final": True}),
 }
 

@@ -16,6 +16,7 @@ One JSON object a line, requests on stdin and answers on stdout:
 `model`, `prompt` and `out_dir` are needed; everything else may be left out. Whatever libraries print goes to stderr.
 """
 
+import errno
 import gc
 import json
 import os
@@ -105,7 +106,11 @@ class Worker:
             message = "not enough memory for pictures of this size; make them smaller or fewer at a time"
             self.tell(identity, "error", message=message, field=None)
         except OSError as error:
-            self.tell(identity, "error", message=f"{error.filename or 'file'}: {error.strerror or error}", field=None)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                message = "the disk is full, so the picture was not kept; delete old pictures or runs"
+            else:
+                message = f"cannot be read or written: {error.strerror or error}"
+            self.tell(identity, "error", message=message, field=error.filename and str(error.filename))
 
     def generate(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Draw the pictures of a request; returns their paths and seeds and the seconds it took."""

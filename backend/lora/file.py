@@ -25,6 +25,7 @@ from backend.lora.header import METADATA_KEY, pack_header, parse_header, read_he
 from backend.lora.layer import Layer, LoraLayer
 from backend.lora.loha import LohaLayer
 from backend.lora.metadata import hashes
+from backend.lora.pickled import save_pickled
 from backend.lora.spelling import ALPHA, family_keys, family_of, module_key, split_name
 
 SAFETENSORS = (".safetensors",)
@@ -247,10 +248,13 @@ def write_lora(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.suffix.lower() in PICKLES:
-            torch.save(ready, temporary)
+            save_pickled(ready, temporary)
         else:
             _write_safetensors(temporary, ready, metadata or {})
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -28,7 +28,13 @@ def _check_destination(path: Path, to_folder: bool, overwrite: bool) -> None:
         raise UserError(f"{path} exists; give --overwrite to replace it", field="dst")
 
 
-def convert(source: str, destination: Path, dtype: torch.dtype | None = None, overwrite: bool = False) -> None:
+def convert(
+    source: str,
+    destination: Path,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    revision: str | None = None,
+) -> None:
     """Convert a model tensor by tensor; without a type every number stays as it is, bit for bit.
 
     Args:
@@ -36,14 +42,15 @@ def convert(source: str, destination: Path, dtype: torch.dtype | None = None, ov
         destination: folder for a file, `.safetensors` or `.ckpt` for a folder.
         dtype: type of the saved numbers.
         overwrite: replace what is there. Other files in a destination folder are left alone.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         UserError: the source is no model, the destination has the wrong form or exists.
     """
-    to_folder = not locate(source).is_dir()
+    to_folder = not locate(source, revision).is_dir()
     _check_destination(destination, to_folder, overwrite)
     emit("phase", name="loading", step=0, total=2)
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, revision)
     empty_modules(checkpoint)
     emit("phase", name="saving", step=1, total=2)
     if to_folder:
@@ -57,5 +64,5 @@ def run(config: ConvertModel) -> None:
     """The command `convert_diffusers20_original_sd`."""
     options = config.convert
     dtype = PRECISIONS.get(options.save_precision or "")
-    convert(str(options.src), options.dst, dtype, options.overwrite)
+    convert(str(options.src), options.dst, dtype, options.overwrite, options.revision)
     print(f"saved {options.dst}")

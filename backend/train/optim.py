@@ -13,8 +13,9 @@ Schedule = Callable[[int], float]
 
 
 def _adamw(groups: list[dict], options: Mapping[str, object]) -> Optimizer:
-    # One kernel over all tensors instead of several for each: a tenth of a step on a CPU.
-    return torch.optim.AdamW(groups, **{"fused": True, **options})
+    # One kernel over all tensors instead of several for each: a tenth of a step on a CPU. It excludes the others.
+    fused = not (options.get("foreach") or options.get("differentiable"))
+    return torch.optim.AdamW(groups, **{"fused": fused, **options})
 
 
 def _adamw8bit(groups: list[dict], options: Mapping[str, object]) -> Optimizer:
@@ -51,8 +52,27 @@ def make_optimizer(name: str, groups: Sequence[Mapping[str, object]], options: M
         raise UserError("lr is set by learning_rate, unet_lr and text_encoder_lr", field="optimizer_args")
     try:
         return OPTIMIZERS[name.lower()]([dict(group) for group in groups], values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{name} does not take these: {error}", field="optimizer_args") from None
+
+
+def check_optimizer(name: str, options: Mapping[str, object]) -> None:
+    """Take one step on a parameter of no use, as some wrong arguments show only then.
+
+    Args:
+        name, options: as for `make_optimizer`.
+
+    Raises:
+        UserError: as `make_optimizer` does, and where the step fails.
+    """
+    parameter = torch.nn.Parameter(torch.zeros(8, device="cuda" if torch.cuda.is_available() else "cpu"))
+    optimizer = make_optimizer(name, [{"params": [parameter], "lr": 1e-3}], options)
+    parameter.grad = torch.zeros_like(parameter)
+    try:
+        optimizer.step()
+    except (TypeError, ValueError, RuntimeError, LookupError, AssertionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name} cannot take a step with these: {reason}", field="optimizer_args") from None
 
 
 def _literal(value: object) -> object:

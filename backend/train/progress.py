@@ -5,7 +5,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -20,9 +20,10 @@ LOG_LINES = 20
 
 
 def say(message: str) -> None:
-    """One line to the reader of the log, at once, above the bar if there is one."""
-    tqdm.write(message)
-    sys.stdout.flush()
+    """One line to the reader of the log, at once, above the bar if there is one; no run ends for a log that is full."""
+    with suppress(OSError):
+        tqdm.write(message)
+        sys.stdout.flush()
 
 
 def warn(message: str) -> None:

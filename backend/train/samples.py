@@ -10,12 +10,13 @@ from torch import nn
 from backend import events
 from backend.config.train import Samples
 from backend.draws import draw_key
+from backend.errors import UserError
 from backend.families.model import Model
 from backend.generate.images import describe, save_png, to_pictures
 from backend.generate.pipeline import decode, denoise, resolve
 from backend.generate.prompts import Request, read_prompts
 from backend.train.outputs import Outputs
-from backend.train.progress import say
+from backend.train.progress import say, warn
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,39 @@ class Sampling:
         for module, _ in modes:
             module.eval()
         try:
-            for index, request in enumerate(self.requests):
-                with torch.no_grad(), accelerator.autocast():
-                    latents = denoise(model, request, [request.seed])
-                (picture,) = to_pictures(decode(model, latents))
-                path = self.outputs.sample(moment, index, request.seed)
-                text = describe(request, model.source, [(self.outputs.name, 1.0)])
-                save_png(picture, path, text)
-                events.emit("sample", path=str(path), prompt=request.prompt, step=step, index=index)
+            drawn = sum(self._draw_one(model, accelerator, step, moment, index) for index in range(len(self.requests)))
         finally:
             model.vae.to(home)
             for module, mode in modes:
                 module.train(mode)
-        say(f"Drew {len(self.requests)} sample pictures at step {step}")
+        say(f"Drew {drawn} sample pictures at step {step}")
+
+    def _draw_one(self, model: Model, accelerator: Accelerator, step: int, moment: str, index: int) -> bool:
+        """Draw one prompt; a picture that fails, for want of memory or disk say, costs a warning and not the run."""
+        request = self.requests[index]
+        try:
+            with torch.no_grad(), accelerator.autocast():
+                latents = denoise(model, request, [request.seed])
+            (picture,) = to_pictures(decode(model, latents))
+            path = self.outputs.sample(moment, index, request.seed)
+            save_png(picture, path, describe(request, model.source, [(self.outputs.name, 1.0)]))
+        except (UserError, RuntimeError, MemoryError, OSError, ArithmeticError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            warn(f"sample picture {index + 1} at step {step} failed and is left out: {reason}")
+            return False
+        events.emit("sample", path=str(path), prompt=request.prompt, step=step, index=index)
+        return True
+
+
+def wanted(options: Samples) -> list[Request]:
+    """The prompts as their file says them, before there is a model.
+
+    Raises:
+        UserError: the file cannot be read or a line of it is faulty.
+    """
+    if options.sample_prompts is None:
+        return []
+    return read_prompts(options.sample_prompts, Request("", sampler=options.sample_sampler))
 
 
 def make_sampling(options: Samples, model: Model, outputs: Outputs, seed: int) -> Sampling:
@@ -84,11 +105,8 @@ def make_sampling(options: Samples, model: Model, outputs: Outputs, seed: int) -
     Raises:
         UserError: the file cannot be read or a line of it is faulty.
     """
-    if options.sample_prompts is None:
-        return Sampling((), options, outputs)
-    requests = read_prompts(options.sample_prompts, Request("", sampler=options.sample_sampler))
     settled = []
-    for index, request in enumerate(requests):
+    for index, request in enumerate(wanted(options)):
         own = draw_key(seed, "sample", index) % 2**32 if request.seed is None else request.seed
         settled.append(resolve(replace(request, seed=own), model))
     return Sampling(tuple(settled), options, outputs)

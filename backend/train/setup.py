@@ -32,10 +32,10 @@ from backend.networks.build import check_fit
 from backend.networks.modules import find_modules
 from backend.train.feed import Feed, make_feed
 from backend.train.noise import Diffusion, diffusion_of
-from backend.train.optim import Schedule, make_optimizer, make_schedule
+from backend.train.optim import Schedule, check_optimizer, make_optimizer, make_schedule
 from backend.train.outputs import Outputs, write_text
 from backend.train.progress import say, warn
-from backend.train.samples import Sampling, make_sampling
+from backend.train.samples import Sampling, make_sampling, wanted
 from backend.train.text import CaptionEncoder
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -94,6 +94,8 @@ def prepare(config: TrainNetwork) -> Run:
     outputs.prepare(config.save.overwrite)
     config, seed = with_seed(config)
     training_set = TrainingSet.scan(DatasetConfig.load(config.data.dataset_config))
+    wanted(config.samples)
+    check_optimizer(config.optim.optimizer_type, config.optim.optimizer_args)
     for warning in training_set.warnings:
         warn(warning)
     total_steps, epochs = length(config, training_set.batches_per_epoch())

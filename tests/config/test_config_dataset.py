@@ -114,7 +114,7 @@ def test_spellings_of_the_resolution(written, size):
         (
             "resolution = 64",
             "num_repeats = 0",
-            "num_repeats: must be at least 1, got 0 (subset 1 of dataset 1 in d.toml)",
+            "num_repeats: must be from 1 to 10000, got 0 (subset 1 of dataset 1 in d.toml)",
         ),
         ("resolution = 64", "caption_dropout_rate = 1.5", "caption_dropout_rate: must be from 0 to 1, got 1.5"),
         ("resolution = 64", 'flip_aug = "yes"', 'flip_aug: must be true or false, got "yes"'),
@@ -167,3 +167,16 @@ def test_missing_file_and_broken_toml_are_named(tmp_path):
         DatasetConfig.load(tmp_path / "none.toml")
     with pytest.raises(UserError, match="dataset_config: d.toml is not valid toml"):
         DatasetConfig.loads("[[datasets]", "d.toml")
+
+
+@pytest.mark.parametrize("extension", ["/x", "a/../b", "\\\\x", "\\u0000"])
+def test_a_caption_extension_is_no_path(extension):
+    text = f'[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = "a"\ncaption_extension = "{extension}"\n'
+    (line,) = lines(text)
+    assert line.startswith("caption_extension: must be the end of a file name such as .txt, got ")
+
+
+def test_repeats_are_bounded():
+    text = "[[datasets]]\nresolution = 64\nnum_repeats = 1000000000000\n[[datasets.subsets]]\nimage_dir = 'a'\n"
+    (line,) = lines(text)
+    assert line.startswith("num_repeats: ") and "10000" in line

@@ -1,5 +1,8 @@
 """Presets: partial configs by name, shipped ones read-only, a user's own in the workspace."""
 
+import errno
+from pathlib import Path
+
 import pytest
 
 from backend.commands import COMMANDS
@@ -122,3 +125,23 @@ def test_an_unknown_preset_is_named_with_the_nearest(root):
     with pytest.raises(ConfigError) as caught:
         from_argv(TrainNetwork, ["--preset", "fats"])
     assert str(caught.value) == "preset: there is no preset fats for train_network; did you mean fast?"
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(root, monkeypatch):
+    presets.save(TrainNetwork, "mine", {"seed": 3}, root)
+
+    def full(path, *_, **__):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="preset: the workspace's disk is full; delete old jobs or files"):
+        presets.save(TrainNetwork, "mine", {"seed": 4}, root)
+    monkeypatch.undo()
+    assert presets.read(TrainNetwork, "mine", root) == {"seed": 3}
+    assert [path.name for path in (root / "presets" / "train_network").iterdir()] == ["mine.toml"]
+    monkeypatch.setattr(
+        presets.os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
+    with pytest.raises(UserError, match="preset: cannot write to the workspace: Permission denied"):
+        presets.rename(TrainNetwork, "mine", "other", root)

@@ -69,6 +69,15 @@ def test_what_cannot_work_is_named_before_anything_is_drawn(model_folder, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_what_needs_no_model_is_checked_before_it_is_loaded(model_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("backend.generate.run.load_generation_model", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="outdir: .*file/out cannot be a folder: .*/file is none"):
+        run(config(model_folder, tmp_path, prompt="a", outdir=str(tmp_path / "file" / "out")))
+    with pytest.raises(UserError, match="steps: 1000 is too many: ddim takes at most 999"):
+        run(config(model_folder, tmp_path, prompt="a", steps=1000))
+
+
 def ask(requests: list[object]) -> tuple[list[dict], str]:
     """The worker's answers to requests on its stdin, and its stderr."""
     lines = "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in requests)
@@ -118,6 +127,7 @@ def test_the_worker_answers_draws_and_survives_mistakes(model_folder, tmp_path, 
     fields = {n: ends[n]["field"] for n in (4, 5, 6) if ends[n]["event"] == "error"}
     assert fields == {4: "colour", 5: "steps", 6: "gone.safetensors"}
     assert ends[7]["event"] == "error" and "model_index.json" in json.dumps(ends[7])
+    assert ends[7]["message"].startswith("cannot be read or written: ")
     assert ends[8] == {"id": 8, "event": "done"} and ends[10] == {"id": 10, "event": "done"}
     assert 11 not in ends
 

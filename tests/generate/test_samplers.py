@@ -99,3 +99,13 @@ def test_a_models_own_noise_schedule_is_used() -> None:
     solver = make_solver("euler", {"num_train_timesteps": 4, "trained_betas": betas, "steps_offset": 3})
     torch.testing.assert_close(solver.betas, torch.tensor(betas))
     assert solver.config.steps_offset == 0  # not what the model was trained on, but the sampler's choice
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_takes_the_steps_that_it_says_it_takes(name) -> None:
+    solver = make_solver(name, {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012})
+    solver.set_timesteps(SAMPLERS[name].most)
+    sample = torch.ones(1, 1, 2, 2)
+    for timestep in solver.timesteps:
+        sample = solver.step(sample * 0.01, timestep, solver.scale_model_input(sample, timestep)).prev_sample
+    assert sample.isfinite().all()

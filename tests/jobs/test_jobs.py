@@ -1,5 +1,6 @@
 """Jobs: queue, states from files, stopping, what survives a killed web process."""
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -236,12 +237,22 @@ time.sleep(60)
 
 def test_the_device_is_given_back_before_a_job_starts_and_only_then(workspace):
     calls = []
-    jobs = Jobs(workspace, argv=script_argv, check=lambda *_: None, release=lambda: calls.append("released"))
+
+    @contextlib.contextmanager
+    def release():
+        calls.append([job.state for job in jobs.list()])
+        yield
+        calls.append([job.state for job in jobs.list()])
+
+    jobs = Jobs(workspace, argv=script_argv, check=lambda *_: None, release=release)
     jobs.dispatch()
     assert calls == []
-    jobs.start("c", "print(1)")
+    job = jobs.start("c", WAIT)
     jobs.dispatch()
-    assert calls == ["released"]
+    assert calls == [["queued"], ["running"]] and jobs.busy()
+    jobs.stop(job.id)
+    jobs.stop(job.id)
+    assert not jobs.busy()
 
 
 def test_our_password_does_not_reach_a_job_but_its_workspace_does(jobs, workspace, until, monkeypatch):

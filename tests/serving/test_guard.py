@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from backend.guard import FAILURES, Account, Guard, host_name, is_loopback
+from backend.guard import ALL_FAILURES, FAILURES, Account, Guard, host_name, is_loopback
 
 PAGE = b"<html><script>window.a = 1</script><script src='x.js'></script><img onerror='steal()'></html>"
 
@@ -58,11 +58,14 @@ class Client:
         asyncio.run(self.guard.install(app).__aenter__())
         self.app = app.middleware_stack
 
-    def ask(self, path="/", method="GET", host="localhost:7860", body=b"", kind="http", client="1.2.3.4", **headers):
+    def ask(
+        self, path="/", method="GET", host="localhost:7860", body=b"", kind="http", client="1.2.3.4", root="", **headers
+    ):
         raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
         if host is not None:
             raw.append((b"host", host.encode()))
         scope = {"type": kind, "path": path, "method": method, "headers": raw, "client": (client, 1), "scheme": "http"}
+        scope["root_path"] = root
         sent = []
 
         async def receive():
@@ -227,6 +230,14 @@ def test_guessing_is_slowed_down_even_for_the_right_guess(locked, monkeypatch):
     assert locked.log_in().status == 200
 
 
+def test_guessing_from_many_addresses_is_slowed_down_too(locked, monkeypatch):
+    for number in range(ALL_FAILURES):
+        assert locked.log_in(password="guess", client=f"10.0.0.{number}").status == 400
+    assert locked.log_in(client="5.6.7.8").status == 429
+    monkeypatch.setattr("backend.guard.FAILURE_SECONDS", 0.0)
+    assert locked.log_in(client="5.6.7.8").status == 200
+
+
 def test_a_huge_or_broken_form_is_just_wrong(locked):
     for body in (b"x" * 100_000, b"\xff\xfe", b"", b"username=loom&password=correct horse" + b"&" * 10_000):
         assert locked.ask("/login", "POST", body=body).status == 400
@@ -281,6 +292,30 @@ def test_files_that_a_browser_could_run_are_only_saved(open_door, kind):
         and "script-src" not in answer.headers["content-security-policy"]
     )
     assert answer.body == PAGE
+
+
+@pytest.mark.parametrize("path", ["/loom/gradio_api/file=/w/evil.html", "/loom/loom/gradio_api/file=/w/evil.html",
+                                  "/x/gradio_api/file=/w/evil.html"])  # fmt: skip
+def test_below_a_proxys_path_files_are_only_saved_too(open_door, path):
+    open_door.inner.kind, open_door.inner.body = b"text/html", PAGE
+    answer = open_door.ask(path, root="/loom", accept="text/html")
+    assert answer.headers["content-disposition"] == "attachment"
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'; sandbox")
+
+
+@pytest.mark.parametrize("path", ["/other", "/loom/other", "/gradio_api/runs", "//"])
+def test_scripts_of_the_page_alone_may_run(open_door, path):
+    open_door.inner.kind, open_door.inner.body = b"text/html", PAGE
+    assert "sha256" not in open_door.ask(path, root="/loom", accept="text/html").headers["content-security-policy"]
+    page = open_door.ask("/loom/", root="/loom", accept="text/html")
+    assert "sha256" in page.headers["content-security-policy"]
+
+
+def test_the_login_is_found_below_a_proxys_path(locked):
+    answer = locked.ask("/loom/", root="/loom", accept="text/html")
+    assert (answer.status, answer.headers["location"]) == (303, "login")
+    assert locked.ask("/loom/login", root="/loom").status == 200
+    assert locked.ask("/loom/config", root="/loom").status == 401
 
 
 def test_pictures_are_shown(open_door):

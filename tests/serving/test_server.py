@@ -73,6 +73,23 @@ def locked_server(tmp_path_factory):
     assert server.stop(signal.SIGTERM) == 0
 
 
+def test_below_a_proxys_path_no_file_is_run(tmp_path):
+    server = Server(tmp_path / "w", "--root_path", "/loom", LORALOOM_PASSWORD=PASSWORD)
+    try:
+        with httpx.Client(base_url=server.url, headers={"accept": "text/html"}) as client:
+            assert client.post("/login", data={"username": "loom", "password": PASSWORD}).status_code == 303
+            for prefix in ("", "/loom", "/loom/loom"):
+                answer = client.get(f"{prefix}/gradio_api/file={server.workspace / JOB / 'evil.html'}")
+                assert answer.status_code in (200, 404)
+                if answer.status_code == 200:
+                    assert answer.headers["content-disposition"].startswith("attachment")
+                    assert "sandbox" in answer.headers["content-security-policy"]
+            page = client.get("/loom/")
+            assert page.status_code == 200 and "sha256-" in page.headers["content-security-policy"]
+    finally:
+        assert server.stop() == 0
+
+
 def gradio_routes():
     """Every path that Gradio answers, with something in place of its parameters."""
     with gr.Blocks() as blocks:

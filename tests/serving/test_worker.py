@@ -104,10 +104,12 @@ def test_release_waits_for_the_answer_and_ends_the_worker(make):
     thread = threading.Thread(target=lambda: answers.append(worker.request(call, lambda _: begun.set())))
     thread.start()
     begun.wait(10)
-    worker.release()
+    with worker.released():
+        pass
     thread.join()
     assert answers[0]["event"] == "done" and not alive(answers[0]["pid"])
-    worker.release()
+    with worker.released():
+        pass
 
 
 def test_release_does_not_wait_for_ever(make, monkeypatch):
@@ -125,10 +127,69 @@ def test_release_does_not_wait_for_ever(make, monkeypatch):
     thread = threading.Thread(target=ask)
     thread.start()
     begun.wait(10)
-    worker.release()
+    with worker.released():
+        assert not worker.running
     thread.join(10)
     assert errors == ["a job has taken the device; try again when it has ended"] and not worker.running
     assert worker.request({"op": "generate"})["pid"]
+
+
+def test_while_a_job_has_the_device_requests_are_refused_and_start_nothing(make):
+    busy = [True]
+    worker = make(busy=lambda: busy[0])
+    with pytest.raises(UserError, match="a run is using the GPU; wait until it has ended, or stop it"):
+        worker.request({"op": "generate"})
+    assert not worker.running
+    busy[0] = False
+    assert worker.request({"op": "generate"})["pid"]
+
+
+def test_no_request_slips_in_between_the_release_and_the_job(make):
+    busy = [False]
+    worker = make(busy=lambda: busy[0])
+    errors = []
+
+    def ask():
+        try:
+            worker.request({"op": "generate"})
+        except UserError as error:
+            errors.append(str(error))
+
+    with worker.released():
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive() and not worker.running
+        busy[0] = True
+    thread.join(10)
+    assert len(errors) == 1 and "using the GPU" in errors[0] and not worker.running
+
+
+def test_closing_waits_for_nobody(make):
+    worker = make()
+    begun, errors = threading.Event(), []
+
+    def ask():
+        try:
+            worker.request({"op": "sleep", "seconds": 60}, lambda _: begun.set())
+        except UserError as error:
+            errors.append(str(error))
+
+    def release():
+        with worker.released():
+            pass
+
+    threads = [threading.Thread(target=ask), threading.Thread(target=release)]
+    threads[0].start()
+    begun.wait(10)
+    threads[1].start()
+    began = time.monotonic()
+    worker.close()
+    for thread in threads:
+        thread.join(10)
+    assert time.monotonic() - began < 5 and len(errors) == 1
+    with pytest.raises(UserError, match="ending"):
+        worker.request({"op": "generate"})
 
 
 def test_requests_of_several_browsers_take_turns(make):

@@ -1,5 +1,6 @@
 """The conversion command: both ways, bit for bit, and nothing destroyed by accident."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -92,6 +93,41 @@ def test_a_failed_conversion_leaves_nothing(folder: Path, tmp_path: Path) -> Non
     finally:
         config.write_text(before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_written_whole_or_not_at_all(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    convert(str(folder), tmp_path / "m.safetensors")
+    convert(str(tmp_path / "m.safetensors"), tmp_path / "old")
+    (tmp_path / "old" / "unet" / "config.json").write_text("mine")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    # The last thing that is written.
+    monkeypatch.setattr("backend.families.folder._write_tokenizer", fail)
+    for name in ("new", "old"):
+        with pytest.raises(OSError) as caught:
+            convert(str(tmp_path / "m.safetensors"), tmp_path / name, overwrite=True)
+        assert caught.value.filename == str(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.safetensors", "old"]
+    assert (tmp_path / "old" / "unet" / "config.json").read_text() == "mine"
+    assert not list((tmp_path / "old").glob(".*"))
+    monkeypatch.undo()
+    convert(str(tmp_path / "m.safetensors"), tmp_path / "old", overwrite=True)
+    assert (tmp_path / "old" / "unet" / "config.json").read_text() != "mine"
+
+
+def test_the_revision_of_a_model_on_the_hub(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    asked = []
+
+    def locate(source: str, revision: str | None = None) -> Path:
+        asked.append((source, revision))
+        return folder
+
+    monkeypatch.setattr("backend.tools.convert.locate", locate)
+    monkeypatch.setattr("backend.families.base.locate", locate)
+    run(from_argv(ConvertModel, ["org/repo", str(tmp_path / "m.safetensors"), "--revision", "v2"]))
+    assert asked == [("org/repo", "v2")] * 2
 
 
 def test_an_incomplete_model_is_not_converted(folder: Path, tmp_path: Path) -> None:

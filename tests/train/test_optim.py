@@ -7,7 +7,7 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from backend.errors import UserError
-from backend.train.optim import make_optimizer, make_schedule, set_rates
+from backend.train.optim import check_optimizer, make_optimizer, make_schedule, set_rates
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,24 @@ def test_adamw8bit_keeps_8_bit_states_and_steps_like_adamw() -> None:
     state = optimizer.state[parameter]
     assert state["state1"].dtype == state["state2"].dtype == torch.uint8
     assert (moved["AdamW8bit"] - moved["AdamW"]).norm() < 0.05 * moved["AdamW"].norm()
+
+
+def test_another_implementation_takes_the_place_of_the_fused_one() -> None:
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": 1e-3}]
+    assert make_optimizer("AdamW", groups, {}).param_groups[0]["fused"]
+    assert not make_optimizer("AdamW", groups, {"foreach": "True"}).param_groups[0]["fused"]
+    check_optimizer("AdamW", {"foreach": "True", "betas": "0.8,0.9"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"betas": "0.9,0.99,0.9"}, "cannot take a step with these: too many values"),
+        ({"differentiable": "True"}, "cannot take a step with these: .*leaf"),
+        ({"foreach": "True", "fused": "True"}, "does not take these: .*fused"),
+        ({"eps": "small"}, "AdamW does not take these|cannot take a step"),
+    ],
+)
+def test_arguments_that_would_fail_at_the_first_step_are_refused_before(options, message) -> None:
+    with pytest.raises(UserError, match=f"optimizer_args: AdamW {message}" if "|" not in message else message):
+        check_optimizer("AdamW", options)

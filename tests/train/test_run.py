@@ -125,6 +125,56 @@ def test_a_folder_that_cannot_be_written_is_named_at_once(config_of, tmp_path) -
         prepare(config_of(output_dir=str(tmp_path / "file" / "out")))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "gone.txt: cannot be read"),
+        ("a disc --s 2000", "steps: 2000 is too many"),
+        ("a --x", "unknown option --x"),
+    ],
+)
+def test_faulty_sample_prompts_are_named_before_anything_is_loaded(
+    config_of, tmp_path, monkeypatch, text, message
+) -> None:
+    monkeypatch.setattr("backend.train.setup.load_model", None)
+    path = tmp_path / "gone.txt"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        prepare(config_of(sample_prompts=str(path), sample_at_first=True))
+
+
+def test_optimizer_arguments_that_fail_at_the_first_step_are_named_before_anything_is_loaded(
+    config_of, monkeypatch
+) -> None:
+    monkeypatch.setattr("backend.train.setup.load_model", None)
+    with pytest.raises(UserError, match="optimizer_args: .*cannot take a step"):
+        prepare(config_of(optimizer_args=["betas=0.9,0.99,0.9"]))
+
+
+def test_a_sample_picture_that_fails_costs_a_warning_and_not_the_run(
+    run_of, dataset, tmp_path, monkeypatch, capsys
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one --s 1\ntwo --s 1\n", encoding="utf-8")
+    data = {"dataset_config": str(dataset(count=2, batch_size=1)), "max_train_steps": 2}
+    run = run_of(**data, sample_prompts=str(prompts), sample_at_first=True)
+
+    def fail_once(model, request, seeds):
+        if request.prompt == "one":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB\nmore")
+        return denoise(model, request, seeds)
+
+    monkeypatch.setattr("backend.train.samples.denoise", fail_once)
+    modes = [module.training for module in (run.model.unet, *run.model.text_encoders)]
+    train(run)
+    said = capsys.readouterr().out
+    assert "Warning: sample picture 1 at step 0 failed and is left out: CUDA out of memory. Tried to allocate" in said
+    assert "Drew 1 sample pictures at step 0" in said
+    assert [module.training for module in (run.model.unet, *run.model.text_encoders)] == modes
+    assert run.outputs.final.is_file() and len(names(run.outputs.folder / "sample")) == 1
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_file(run_of, dataset) -> None:
     data = str(dataset(count=1, batch_size=1))
     prepared = run_of(dataset_config=data, max_train_epochs=4, save_every_n_epochs=1)

@@ -1,5 +1,6 @@
 """Datasets made, shown and changed by the Train tab."""
 
+import errno
 import tomllib
 from io import BytesIO
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from backend.config.dataset import DatasetConfig
+from backend.config.dataset import DatasetConfig, SubsetOptions
+from backend.data.captions import caption_extensions, find_caption
 from backend.errors import ConfigError, UserError
 from backend.workspace import Workspace
 from tabs import datasets
@@ -164,3 +166,52 @@ def test_thumbnails_are_small_and_made_once(tmp_path: Path) -> None:
 def test_the_toml_is_written_by_a_toml_library(workspace: Workspace, sent: list[Path]) -> None:
     dataset = made(workspace, sent, class_tokens='x"\n[evil]\nkey = 1')
     assert tomllib.loads(dataset.path.read_text())["datasets"][0]["subsets"][0]["class_tokens"] == 'x"\n[evil]\nkey = 1'
+
+
+@pytest.mark.parametrize("extension", [None, ".cap", "tags.txt"])
+def test_captions_are_those_that_the_trainer_finds(tmp_path: Path, extension: str | None) -> None:
+    options = SubsetOptions.model_validate(
+        {"image_dir": tmp_path, "caption_extension": extension, "class_tokens": " a thing "}
+    )
+    files = {
+        "one.txt": "\ufefftxt\nmore",
+        "one.cap": "cap",
+        "two.caption": "caption",
+        "three.v2.cap": "dotted",
+        "five.txt": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    for name in ("one.png", "two.png", "three.v2.png", "four.png", "five.png"):
+        theirs = find_caption(tmp_path / name, caption_extensions(options.caption_extension), options.class_tokens)
+        assert datasets.caption_of(tmp_path / name, options) == theirs.text
+
+
+def test_a_small_picture_from_elsewhere_is_copied_to_where_it_is_served_from(tmp_path: Path) -> None:
+    (tmp_path / "served").mkdir()
+    for folder in ("served", ""):
+        Image.new("RGB", (20, 20), "red").save(tmp_path / folder / "a.png")
+    (tmp_path / "served" / "link.png").symlink_to(tmp_path / "a.png")
+    served, cache = [tmp_path / "served"], tmp_path / "cache"
+    assert datasets.thumbnail(tmp_path / "served" / "a.png", cache, served) == tmp_path / "served" / "a.png"
+    for name in ("a.png", "served/link.png"):
+        small = datasets.thumbnail(tmp_path / name, cache, served)
+        assert small is not None and small.is_relative_to(cache) and small.is_file()
+
+
+def test_a_full_disk_changes_no_caption(workspace: Workspace, sent: list[Path], monkeypatch) -> None:
+    dataset = made(workspace, sent)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="caption: the workspace's disk is full; delete old jobs or files"):
+        datasets.set_caption(dataset, "one.png", "new")
+    monkeypatch.undo()
+    assert sorted(path.name for path in dataset.folder.iterdir()) == ["one.png", "one.txt", "two.png"]
+    monkeypatch.setattr(
+        Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
+    with pytest.raises(UserError, match="picture: cannot write to the workspace: Permission denied"):
+        datasets.remove_picture(dataset, "one.png")

@@ -144,6 +144,26 @@ def test_limits_on_the_number_of_files(tmp_path: Path, monkeypatch: pytest.Monke
     assert "more than 2 files" in report.refused[0][1]
 
 
+def test_refused_members_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "FILES", 5)
+    link = zipfile.ZipInfo("link.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    members = [("a.png", picture()), *((f"{i}.exe", b"MZ") for i in range(4)), (link, b"x"), ("b.png", picture())]
+    report = uploads.take(archive(tmp_path / "a.zip", *members), tmp_path / "out")
+    assert names(tmp_path / "out") == ["a.png"]
+    assert len(report.refused) == 6 and "more than 5 files" in report.refused[-1][1]
+
+
+def test_the_bytes_of_refused_members_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "FILE_BYTES", 1000)
+    monkeypatch.setattr(uploads, "TOTAL_BYTES", 2500)
+    members = [(f"{i}.png", bytes(5000)) for i in range(4)]
+    sent = archive(tmp_path / "a.zip", ("a.png", picture()), *members, ("b.png", picture("blue")))
+    report = uploads.take(sent, tmp_path / "out")
+    assert names(tmp_path / "out") == ["a.png"]
+    assert "more than" in report.refused[-1][1] and len(report.refused) == 3
+
+
 def test_an_encrypted_or_cut_zip_is_refused_by_name(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.zip", ("secret.png", picture()))[0]
     data = bytearray(path.read_bytes())
