@@ -14,7 +14,8 @@ from backend.families.hashes import model_hashes
 from backend.families.model import Checkpoint, Conditioning, Family, Model, Part
 from backend.families.original import few
 from backend.families.recognize import recognize
-from backend.families.sd import SD1
+from backend.families.sd import SD1, SD2
+from backend.families.sdxl import SDXL
 from backend.families.storage import read_tensors, write_tensors
 from backend.tables import layout
 
@@ -38,7 +39,7 @@ __all__ = [
     "write_single_file",
 ]
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1,)}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, SDXL)}
 
 
 def locate(source: str | Path, revision: str | None = None) -> Path:
@@ -65,12 +66,11 @@ def read_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoi
         kind = recognize({name: tuple(tensor.shape) for name, tensor in tensors.items()})
         if kind is None:
             names = ", ".join(sorted(tensors)[:3]) or "no tensors at all"
-            raise UserError(
-                f"no model that is known here (it has {names}); a Stable Diffusion 1 model is needed", str(path)
-            )
+            message = f"no model that is known here (it has {names}); a {folders.supported(FAMILIES)} model is needed"
+            raise UserError(message, field=str(path))
         if kind.name not in FAMILIES:
-            supported = " or ".join(family.title for family in FAMILIES.values())
-            raise UserError(f"this is {kind.words}; a {supported} model is needed", field=str(path))
+            message = f"this is {kind.words}; a {folders.supported(FAMILIES)} model is needed"
+            raise UserError(message, field=str(path))
         checkpoint = FAMILIES[kind.name].read_original(tensors, metadata, str(path))
     checkpoint.source = str(source)
     return checkpoint
@@ -107,8 +107,8 @@ def empty_modules(checkpoint: Checkpoint) -> dict[str, nn.Module]:
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> nn.Module:
     """Give a module on the meta device its tensors, without copying those that already have the type."""
-    root = layout.CLIP_ROOT if hasattr(module, "text_model") else ""
-    state = {root + name: tensor if dtype is None else tensor.to(dtype) for name, tensor in tensors.items()}
+    rename = layout.clip_to_original if hasattr(module, "text_model") else str
+    state = {rename(name): tensor if dtype is None else tensor.to(dtype) for name, tensor in tensors.items()}
     module.load_state_dict(state, strict=True, assign=True)
     for path, child in module.named_modules():
         # Buffers that no file holds are made anew.

@@ -139,7 +139,7 @@ def _fetch_repo(repo: str, families: Mapping[str, Family], revision: str | None)
         configs = config_files(names, repo)
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=configs))
         # Another family is refused here, before gigabytes are fetched.
-        family = families[family_of_folder(folder)]
+        family = families[family_of_folder(folder, families)]
         weights = weight_files(names, repo, tuple(family.parts))
         return Path(snapshot_download(repo, revision=revision, allow_patterns=[*configs, *weights]))
     except (EntryNotFoundError, *_UNREACHABLE) as error:
