@@ -1,4 +1,4 @@
-"""Files from the hub into its local cache: room is checked first, progress is told, a dropped link is taken up again."""
+"""Files from the hub into its cache: room is checked first, progress is told, a broken link is taken up again."""
 
 import errno
 import shutil
@@ -16,7 +16,8 @@ from backend import events
 from backend.errors import UserError
 
 EVENT_INTERVAL = 0.5
-# Seconds to wait before each further attempt. The hub's client goes on where a file was left.
+# Seconds to wait before each further attempt. The hub's client itself goes on in the middle of a file where the line
+# drops for some seconds; after longer trouble whole files are kept, and those in hand begin anew.
 WAITS = (1.0, 2.0, 4.0, 8.0)
 _AGAIN = (408, 429)
 _MEGABYTE = 10**6
