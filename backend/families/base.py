@@ -12,6 +12,7 @@ from backend.families import folder as folders
 from backend.families import hub
 from backend.families.hashes import model_hashes
 from backend.families.model import Checkpoint, Conditioning, Family, Model, Part
+from backend.families.options import LoadOptions, settle
 from backend.families.original import few
 from backend.families.recognize import recognize
 from backend.families.sd import SD1, SD2
@@ -24,6 +25,7 @@ __all__ = [
     "Checkpoint",
     "Conditioning",
     "Family",
+    "LoadOptions",
     "Model",
     "Part",
     "assemble",
@@ -136,18 +138,28 @@ def assemble(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) 
     return Model(family, modules["unet"], encoders, tokenizers, modules["vae"], checkpoint.scheduler, checkpoint.source)
 
 
-def load_model(source: str | Path, revision: str | None = None, dtype: torch.dtype | None = torch.float32) -> Model:
+def load_model(
+    source: str | Path,
+    revision: str | None = None,
+    options: LoadOptions | None = None,
+    dtype: torch.dtype | None = torch.float32,
+) -> Model:
     """Load a model on the CPU, frozen and in evaluation mode.
 
     Args:
         source: see `read_checkpoint`.
         revision: branch, tag or commit on the hub.
+        options: what is asked of the model; the ones that its files contradict are refused.
         dtype: type of all weights; None keeps each as it is in the file, mapped from there and not read twice.
 
     Raises:
-        UserError: see `read_checkpoint`; or tensors missing, left over or of the wrong shape.
+        UserError: see `read_checkpoint`; tensors missing, left over or of the wrong shape; options that cannot be met.
     """
-    return assemble(read_checkpoint(source, revision), dtype)
+    checkpoint, options = read_checkpoint(source, revision), options or LoadOptions()
+    notes = settle(checkpoint, FAMILIES[checkpoint.family], options)
+    model = assemble(checkpoint, dtype)
+    model.clip_skip, model.max_token_length, model.notes = options.clip_skip, options.max_token_length, notes
+    return model
 
 
 def _config(module: nn.Module) -> dict[str, Any]:

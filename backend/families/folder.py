@@ -55,7 +55,7 @@ def read_weights(folder: Path, part: str) -> dict[str, Tensor]:
     Raises:
         UserError: there are none, or a file is damaged.
     """
-    return _normal_names(part, _weights(folder, part))
+    return normal_names(part, _weights(folder, part))
 
 
 def _weights(folder: Path, part: str) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ def _weights(folder: Path, part: str) -> dict[str, Tensor]:
     raise UserError(f"no weights here; expected {weight_names(part)[0]}", field=str(folder))
 
 
-def _normal_names(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def normal_names(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Present-day names and shapes for what older libraries wrote."""
     if part == "vae":
         renamed = {layout.vae_modern(name): tensor for name, tensor in tensors.items()}
