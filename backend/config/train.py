@@ -24,6 +24,26 @@ class Model(Section):
     revision: Annotated[str | None, ADVANCED] = None
     """Branch, tag or commit of a model on the hub."""
 
+    v2: Annotated[bool, ADVANCED] = False
+    """The model is Stable Diffusion 2. Every model is recognised without it; one that is not is refused."""
+
+    v_parameterization: Annotated[bool, ADVANCED] = False
+    """The model predicts v. Only needed where its files do not say so; those that say otherwise are refused."""
+
+    vae: Annotated[str | None, Option(widget="model", advanced=True)] = Field(None, min_length=1)
+    """VAE to use in place of the model's own: a .safetensors, .ckpt or .pt file, a Diffusers folder, or a hub name."""
+
+    clip_skip: Annotated[int | None, ADVANCED] = Field(None, ge=1)
+    """Read the text encoder's layer with this number from the end, 1 being the last. With Stable Diffusion 2, 1 is the
+    layer it was made with. Stable Diffusion XL always reads the last layer but one: 1 and 2 change nothing, more is
+    refused."""
+
+    max_token_length: Annotated[int, ADVANCED] = Field(75, ge=75, le=225, multiple_of=75)
+    """Tokens of a caption that count: 75, 150 or 225."""
+
+    no_half_vae: Annotated[bool, ADVANCED] = False
+    """Keep the VAE in float32. It always is here, so this changes nothing."""
+
 
 class Data(Section):
     """Data."""
@@ -36,6 +56,10 @@ class Data(Section):
 
     vae_batch_size: Annotated[int, ADVANCED] = Field(1, ge=1)
     """How many pictures the VAE encodes at a time when latents are cached."""
+
+    cache_text_encoder_outputs: bool = False
+    """Encode every caption once before training and drop the text encoders from memory. Needs network_train_unet_only,
+    and captions that are not shuffled or dropped."""
 
     prior_loss_weight: float = Field(1.0, ge=0)
     """Weight of the loss of regularisation pictures."""
@@ -292,3 +316,10 @@ class TrainNetwork(Command):
     speed: Speed
     save: Save
     samples: Samples
+
+    @model_validator(mode="after")
+    def _encoders_that_are_dropped_cannot_learn(self) -> "TrainNetwork":
+        if self.data.cache_text_encoder_outputs and not self.network.network_train_unet_only:
+            message = "needs network_train_unet_only: the text encoders are dropped, so they cannot be trained"
+            reject("cache_text_encoder_outputs", message)
+        return self

@@ -28,6 +28,17 @@ class Item:
     flip: bool
     caption: str
 
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int, int]:
+        """Height and width of the upright picture, pixels cut off at top and left, height and width in training.
+
+        What is cut off is counted after resizing (SDXL, arXiv 2307.01952, section 2.2). Of a mirrored picture the left
+        is what was the right.
+        """
+        (width, height), (wide, high), (across, down) = self.picture.size, self.picture.resized, self.picture.bucket
+        left = (wide - across) // 2
+        return height, width, (high - down) // 2, wide - across - left if self.flip else left, down, across
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -12,9 +12,11 @@ from backend.families import folder as folders
 from backend.families import hub
 from backend.families.hashes import model_hashes
 from backend.families.model import Checkpoint, Conditioning, Family, Model, Part
+from backend.families.options import LoadOptions, settle
 from backend.families.original import few
 from backend.families.recognize import recognize
-from backend.families.sd import SD1
+from backend.families.sd import SD1, SD2
+from backend.families.sdxl import SDXL
 from backend.families.storage import read_tensors, write_tensors
 from backend.tables import layout
 
@@ -23,6 +25,7 @@ __all__ = [
     "Checkpoint",
     "Conditioning",
     "Family",
+    "LoadOptions",
     "Model",
     "Part",
     "assemble",
@@ -38,7 +41,7 @@ __all__ = [
     "write_single_file",
 ]
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1,)}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, SDXL)}
 
 
 def locate(source: str | Path, revision: str | None = None) -> Path:
@@ -65,12 +68,11 @@ def read_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoi
         kind = recognize({name: tuple(tensor.shape) for name, tensor in tensors.items()})
         if kind is None:
             names = ", ".join(sorted(tensors)[:3]) or "no tensors at all"
-            raise UserError(
-                f"no model that is known here (it has {names}); a Stable Diffusion 1 model is needed", str(path)
-            )
+            message = f"no model that is known here (it has {names}); a {folders.supported(FAMILIES)} model is needed"
+            raise UserError(message, field=str(path))
         if kind.name not in FAMILIES:
-            supported = " or ".join(family.title for family in FAMILIES.values())
-            raise UserError(f"this is {kind.words}; a {supported} model is needed", field=str(path))
+            message = f"this is {kind.words}; a {folders.supported(FAMILIES)} model is needed"
+            raise UserError(message, field=str(path))
         checkpoint = FAMILIES[kind.name].read_original(tensors, metadata, str(path))
     checkpoint.source = str(source)
     return checkpoint
@@ -107,8 +109,8 @@ def empty_modules(checkpoint: Checkpoint) -> dict[str, nn.Module]:
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> nn.Module:
     """Give a module on the meta device its tensors, without copying those that already have the type."""
-    root = layout.CLIP_ROOT if hasattr(module, "text_model") else ""
-    state = {root + name: tensor if dtype is None else tensor.to(dtype) for name, tensor in tensors.items()}
+    rename = layout.clip_to_original if hasattr(module, "text_model") else str
+    state = {rename(name): tensor if dtype is None else tensor.to(dtype) for name, tensor in tensors.items()}
     module.load_state_dict(state, strict=True, assign=True)
     for path, child in module.named_modules():
         # Buffers that no file holds are made anew.
@@ -136,18 +138,28 @@ def assemble(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) 
     return Model(family, modules["unet"], encoders, tokenizers, modules["vae"], checkpoint.scheduler, checkpoint.source)
 
 
-def load_model(source: str | Path, revision: str | None = None, dtype: torch.dtype | None = torch.float32) -> Model:
+def load_model(
+    source: str | Path,
+    revision: str | None = None,
+    options: LoadOptions | None = None,
+    dtype: torch.dtype | None = torch.float32,
+) -> Model:
     """Load a model on the CPU, frozen and in evaluation mode.
 
     Args:
         source: see `read_checkpoint`.
         revision: branch, tag or commit on the hub.
+        options: what is asked of the model; the ones that its files contradict are refused.
         dtype: type of all weights; None keeps each as it is in the file, mapped from there and not read twice.
 
     Raises:
-        UserError: see `read_checkpoint`; or tensors missing, left over or of the wrong shape.
+        UserError: see `read_checkpoint`; tensors missing, left over or of the wrong shape; options that cannot be met.
     """
-    return assemble(read_checkpoint(source, revision), dtype)
+    checkpoint, options = read_checkpoint(source, revision), options or LoadOptions()
+    notes = settle(checkpoint, FAMILIES[checkpoint.family], options)
+    model = assemble(checkpoint, dtype)
+    model.clip_skip, model.max_token_length, model.notes = options.clip_skip, options.max_token_length, notes
+    return model
 
 
 def _config(module: nn.Module) -> dict[str, Any]:

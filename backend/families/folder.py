@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from backend.errors import UserError
+from backend.families import prediction
 from backend.families.model import Checkpoint, Family, Part
-from backend.families.original import sd1_config, to_matrix
+from backend.families.original import to_matrix
 from backend.families.storage import read_tensors, replacing, replacing_folder, write_tensors
-from backend.families.tokenizer import MERGES, clip_vocabulary
+from backend.families.tokenizer import END, MERGES, START, clip_vocabulary
+from backend.families.widths import family_config
 from backend.tables import layout
 
 TEXT_FILES = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")
@@ -47,6 +49,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_weights(folder: Path, part: str) -> dict[str, Tensor]:
+    """The tensors of one part's folder, under today's names, whatever file they lie in.
+
+    Raises:
+        UserError: there are none, or a file is damaged.
+    """
+    return normal_names(part, _weights(folder, part))
+
+
 def _weights(folder: Path, part: str) -> dict[str, Tensor]:
     for name in weight_names(part):
         if (folder / name).is_file():
@@ -58,19 +69,21 @@ def _weights(folder: Path, part: str) -> dict[str, Tensor]:
     raise UserError(f"no weights here; expected {weight_names(part)[0]}", field=str(folder))
 
 
-def _normal_names(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def normal_names(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Present-day names and shapes for what older libraries wrote."""
     if part == "vae":
         renamed = {layout.vae_modern(name): tensor for name, tensor in tensors.items()}
         return {name: to_matrix(name, tensor) for name, tensor in renamed.items()}
-    if part == "text_encoder":
+    if part.startswith("text_encoder"):
         renamed = {layout.clip_to_diffusers(name): tensor for name, tensor in tensors.items()}
-        return {name: tensor for name, tensor in renamed.items() if name != layout.POSITION_IDS}
+        # Some folders have a projection where the pipeline reads none.
+        unused = (layout.POSITION_IDS, layout.TEXT_PROJECTION if part == "text_encoder" else "")
+        return {name: tensor for name, tensor in renamed.items() if name not in unused}
     return dict(tensors)
 
 
-def family_of_folder(folder: Path) -> str:
-    """`sd1`, or an error that says what the folder is.
+def family_of_folder(folder: Path, families: Mapping[str, Family]) -> str:
+    """The family of a Diffusers folder, or an error that says what the folder is.
 
     Raises:
         UserError: no Diffusers folder, or one of another family.
@@ -80,21 +93,35 @@ def family_of_folder(folder: Path) -> str:
         what = (
             "a transformer model (SD3, FLUX or newer)" if transformer else "no Diffusers folder (no unet/config.json)"
         )
-        raise UserError(f"this is {what}; a Stable Diffusion 1 model is needed", field=str(folder))
+        raise UserError(f"this is {what}; a {supported(families)} model is needed", field=str(folder))
     unet = read_json(folder / "unet" / "config.json")
+    if unet.get("addition_embed_type") not in (None, "text_time"):
+        what = f"a model with {unet['addition_embed_type']} conditioning"
+        raise UserError(f"this is {what}; a {supported(families)} model is needed", field=str(folder))
     if unet.get("addition_embed_type") or (folder / "text_encoder_2").is_dir():
-        raise UserError("this is a Stable Diffusion XL model; Stable Diffusion 1 is supported so far", str(folder))
-    if unet.get("cross_attention_dim") == 1024 or unet.get("use_linear_projection"):
-        raise UserError("this is a Stable Diffusion 2 model; Stable Diffusion 1 is supported so far", str(folder))
+        name = "sdxl"
+        if not (folder / "text_encoder").is_dir():
+            message = f"this is a Stable Diffusion XL refiner; a {supported(families)} model is needed"
+            raise UserError(message, field=str(folder))
+    elif unet.get("cross_attention_dim") == 1024 or unet.get("use_linear_projection"):
+        name = "sd2"
+    else:
+        name = "sd1"
     if unet.get("in_channels", 4) != 4:
         message = f"its U-Net takes {unet['in_channels']} channels (inpainting or editing); use a text-to-image model"
         raise UserError(message, field=str(folder))
-    expected = sd1_config()["unet"]
+    expected = family_config(name)["unet"]
     for key in ("down_block_types", "up_block_types", "layers_per_block"):
         if unet.get(key, expected[key]) != expected[key]:
-            message = f"its U-Net has {key} = {unet[key]}; Stable Diffusion 1 has {expected[key]}"
+            message = f"its U-Net has {key} = {unet[key]}; {families[name].title} has {expected[key]}"
             raise UserError(message, field=str(folder / "unet" / "config.json"))
-    return "sd1"
+    return name
+
+
+def supported(families: Mapping[str, Family]) -> str:
+    """The families by title, for a message: `Stable Diffusion 1, Stable Diffusion 2 or Stable Diffusion XL`."""
+    *first, last = (family.title for family in families.values())
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def read_folder(folder: Path, families: Mapping[str, Family]) -> Checkpoint:
@@ -103,20 +130,21 @@ def read_folder(folder: Path, families: Mapping[str, Family]) -> Checkpoint:
     Raises:
         UserError: a file is missing or damaged, or the model is of another family.
     """
-    family = families[family_of_folder(folder)]
+    family = families[family_of_folder(folder, families)]
     parts = {}
     defaults = family.config()
     for name in family.parts:
         config = defaults[name] | read_json(folder / name / "config.json")
-        parts[name] = Part(config, _normal_names(name, _weights(folder / name, name)))
+        parts[name] = Part(config, read_weights(folder / name, name))
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
-    scheduler = defaults["scheduler"]
+    scheduler, own = defaults["scheduler"], {}
     if scheduler_file.is_file():
-        scheduler |= read_json(scheduler_file)
-    if scheduler["prediction_type"] != "epsilon":
-        message = f"prediction_type = {scheduler['prediction_type']}; only epsilon models are supported so far"
+        own = read_json(scheduler_file)
+    scheduler |= own
+    if scheduler["prediction_type"] not in (prediction.EPSILON, prediction.V):
+        message = f"prediction_type = {scheduler['prediction_type']}; only epsilon and v_prediction are supported"
         raise UserError(message, field=str(scheduler_file))
-    return Checkpoint(family.name, parts, scheduler, str(folder))
+    return Checkpoint(family.name, parts, scheduler, str(folder), prediction_stated="prediction_type" in own)
 
 
 def _write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:
@@ -124,12 +152,11 @@ def _write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_tokenizer(folder: Path) -> None:
+def _write_tokenizer(folder: Path, pad_token: str) -> None:
     _write_json(folder / "vocab.json", clip_vocabulary())
     with replacing(folder / "merges.txt") as temporary:
         shutil.copyfile(MERGES, temporary)
-    tokens = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    tokens["unk_token"] = "<|endoftext|>"
+    tokens = {"bos_token": START, "eos_token": END, "pad_token": pad_token, "unk_token": END}
     _write_json(folder / "special_tokens_map.json", tokens)
     extra = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, "errors": "replace"}
     _write_json(folder / "tokenizer_config.json", tokens | extra | {"add_prefix_space": False})
@@ -154,21 +181,25 @@ def _write_parts(
 ) -> None:
     for name, part in checkpoint.parts.items():
         text = name.startswith("text_encoder")
-        # CLIPTextModel's files say text_model. whatever the installed transformers calls its modules.
-        tensors = {(layout.CLIP_ROOT + key if text else key): tensor for key, tensor in part.tensors.items()}
+        # CLIP's files say text_model. whatever the installed transformers calls its modules.
+        tensors = {(layout.clip_to_original(key) if text else key): tensor for key, tensor in part.tensors.items()}
         write_tensors(folder / name / weight_names(name)[0], tensors, dtype, {"format": "pt"})
         _write_json(folder / name / "config.json", part.config)
     _write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
-    if tokenizer:
-        _write_tokenizer(folder / "tokenizer")
+    encoders = [name for name in family.parts if name.startswith("text_encoder")]
+    tokenizers = dict(zip([name.replace("text_encoder", "tokenizer") for name in encoders], family.tokenizers()))
+    for name, own in tokenizers.items() if tokenizer else ():
+        _write_tokenizer(folder / name, own.pad_token)
     index = {
         "_class_name": family.pipeline,
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
         "scheduler": ["diffusers", checkpoint.scheduler.get("_class_name", "PNDMScheduler")],
-        "tokenizer": ["transformers", "CLIPTokenizer"] if tokenizer else [None, None],
     }
+    if family.pipeline == "StableDiffusionPipeline":
+        index |= {"requires_safety_checker": False, "safety_checker": [None, None]}
+    else:
+        index |= {"force_zeros_for_empty_prompt": True}
+    index |= {name: ["transformers", "CLIPTokenizer"] if tokenizer else [None, None] for name in tokenizers}
     index |= {name: list(place) for name, place in family.parts.items()}
     _write_json(folder / "model_index.json", index)

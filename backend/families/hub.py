@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -17,15 +18,47 @@ from huggingface_hub.errors import (
 )
 
 from backend.errors import UserError
-from backend.families.folder import family_of_folder, weight_names
+from backend.families import download
+from backend.families.folder import MODEL_FILES, family_of_folder, weight_names
 from backend.families.model import Family
 from backend.families.storage import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _REPO = re.compile(rf"{_NAME}/{_NAME}")
-# Hub errors are requests that failed; a dropped line and a switched-off network are other kinds.
+# Hub errors are requests that failed; a dropped line and a switched-off network are other kinds, and so is a full disk.
 _UNREACHABLE = (HTTPError, ConnectionError, TimeoutError)
+_FAILURES = (EntryNotFoundError, HTTPError, OSError)
 _TIMEOUT_SECONDS = 20.0
+
+# Files of a hub model with their sizes in bytes, None where the hub does not say.
+Listing = Mapping[str, int | None]
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A model on the hub, or one file of it."""
+
+    repo: str
+    file: str | None = None
+
+
+def find(source: str) -> Path | Remote:
+    """What a model's name means: a path that exists, `org/repo`, or `org/repo/path/file.safetensors`.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    is_file = path.suffix.lower() in SAFETENSORS_SUFFIXES + PICKLE_SUFFIXES
+    pieces = source.split("/")
+    here = Path(pieces[0]).is_dir()  # a misspelt path below a folder that exists is no reason to ask the network
+    if not here and not is_file and _REPO.fullmatch(source):
+        return Remote(source)
+    if not here and is_file and len(pieces) >= 3 and _REPO.fullmatch("/".join(pieces[:2])) and ".." not in pieces:
+        return Remote("/".join(pieces[:2]), "/".join(pieces[2:]))
+    raise UserError("there is no such file or folder; give a path, or org/repo for the hub", field=source)
 
 
 def locate(source: str, families: Mapping[str, Family], revision: str | None = None) -> Path:
@@ -37,19 +70,24 @@ def locate(source: str, families: Mapping[str, Family], revision: str | None = N
         revision: branch, tag or commit; only for the hub.
 
     Raises:
-        UserError: nothing is there, neither here nor on the hub, or the hub cannot be reached.
+        UserError: nothing is there, neither here nor on the hub, the hub cannot be reached, or the disk is too full.
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    is_file = path.suffix.lower() in SAFETENSORS_SUFFIXES + PICKLE_SUFFIXES
-    pieces = source.split("/")
-    here = Path(pieces[0]).is_dir()  # a misspelt path below a folder that exists is no reason to ask the network
-    if not here and not is_file and _REPO.fullmatch(source):
-        return _fetch_repo(source, families, revision)
-    if not here and is_file and len(pieces) >= 3 and _REPO.fullmatch("/".join(pieces[:2])) and ".." not in pieces:
-        return _fetch_file("/".join(pieces[:2]), "/".join(pieces[2:]), revision)
-    raise UserError("there is no such file or folder; give a path, or org/repo for the hub", field=source)
+    place = find(source)
+    if isinstance(place, Path):
+        return place
+    if place.file is not None:
+        return _fetch_file(place.repo, place.file, revision)
+    return _fetch_repo(place.repo, families, revision)
+
+
+def locate_vae(source: str, revision: str | None = None) -> Path:
+    """As `locate`, for a VAE alone: on the hub it lies on the top level or in the folder `vae`."""
+    place = find(source)
+    if isinstance(place, Path):
+        return place
+    if place.file is not None:
+        return _fetch_file(place.repo, place.file, revision)
+    return _fetch_vae(place.repo, revision)
 
 
 def _explain(error: Exception, repo: str, revision: str | None, what: str) -> UserError:
@@ -69,33 +107,52 @@ def _explain(error: Exception, repo: str, revision: str | None, what: str) -> Us
         message = f"the hub's model has no {what}"
     elif isinstance(error, HfHubHTTPError):
         message = f"the hub answered with an error ({str(error).strip().splitlines()[0][:120]}); try again later"
+    elif isinstance(error, OSError) and error.errno is not None and not isinstance(error, _UNREACHABLE):
+        message = f"{what} cannot be kept on this disk ({error.strerror}); make room, or set HF_HOME to another disk"
     else:
         message = "the connection to the hub failed; try again, or give a local path"
     return UserError(message, field=where)
 
 
-def _file_names(repo: str, revision: str | None) -> list[str] | None:
+def _listing(repo: str, revision: str | None) -> Listing | None:
     """The files of a hub model, or None when the hub cannot be reached.
 
     Raises:
         UserError: the hub refuses.
     """
     try:
-        info = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT_SECONDS)
+        info = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT_SECONDS, files_metadata=True)
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise _explain(error, repo, revision, "the model") from error
     except _UNREACHABLE:
         return None
-    return [sibling.rfilename for sibling in info.siblings or []]
+    return {sibling.rfilename: sibling.size for sibling in info.siblings or []}
 
 
 def _fetch_file(repo: str, name: str, revision: str | None) -> Path:
     # Asking for the list first: a download would try an unreachable hub again and again for half a minute.
-    offline = _file_names(repo, revision) is None
+    listing = _listing(repo, revision)
     try:
-        return Path(hf_hub_download(repo, name, revision=revision, local_files_only=offline))
-    except (EntryNotFoundError, *_UNREACHABLE) as error:
+        if listing is None:
+            return download.cached_file(repo, name, revision)
+        return download.fetch_file(repo, name, revision, listing.get(name))
+    except _FAILURES as error:
         raise _explain(error, repo, revision, name) from error
+
+
+def _fetch_vae(repo: str, revision: str | None) -> Path:
+    listing = _listing(repo, revision)
+    try:
+        if listing is None:
+            return download.cached_repo(repo, revision)
+        for root in ("", "vae/"):
+            weights = [f"{root}{name}" for name in MODEL_FILES if f"{root}{name}" in listing]
+            if weights and f"{root}config.json" in listing:
+                chosen = {name: listing[name] for name in (f"{root}config.json", weights[0])}
+                return download.fetch_repo(repo, chosen, revision)
+    except _FAILURES as error:
+        raise _explain(error, repo, revision, "the VAE") from error
+    raise UserError("the hub's model has no VAE in the Diffusers layout; name a file, such as org/repo/vae.pt", repo)
 
 
 def config_files(names: Sequence[str], repo: str) -> list[str]:
@@ -131,16 +188,17 @@ def weight_files(names: Sequence[str], repo: str, parts: Sequence[str]) -> list[
 
 
 def _fetch_repo(repo: str, families: Mapping[str, Family], revision: str | None) -> Path:
-    names = _file_names(repo, revision)
+    listing = _listing(repo, revision)
     try:
-        if names is None:
+        if listing is None:
             # What an earlier run fetched; the reader names a file that is missing there.
-            return Path(snapshot_download(repo, revision=revision, local_files_only=True))
-        configs = config_files(names, repo)
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=configs))
+            return download.cached_repo(repo, revision)
+        names = list(listing)
+        configs = {name: listing[name] for name in config_files(names, repo)}
+        folder = download.fetch_repo(repo, configs, revision)
         # Another family is refused here, before gigabytes are fetched.
-        family = families[family_of_folder(folder)]
-        weights = weight_files(names, repo, tuple(family.parts))
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*configs, *weights]))
-    except (EntryNotFoundError, *_UNREACHABLE) as error:
+        family = families[family_of_folder(folder, families)]
+        weights = {name: listing[name] for name in weight_files(names, repo, tuple(family.parts))}
+        return download.fetch_repo(repo, configs | weights, revision)
+    except _FAILURES as error:
         raise _explain(error, repo, revision, "the model") from error

@@ -7,6 +7,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+# Height and width of the original picture, top and left of its crop, height and width in training; in pixels.
+Sizes = tuple[int, int, int, int, int, int]
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -60,12 +63,17 @@ class Part:
 
 @dataclass
 class Checkpoint:
-    """A model as it lies on the disk: parts named as in a Diffusers folder, and the scheduler's configuration."""
+    """A model as it lies on the disk: parts named as in a Diffusers folder, and the scheduler's configuration.
+
+    Args:
+        prediction_stated: the source itself says what the model predicts; else the scheduler's entry is a guess.
+    """
 
     family: str
     parts: dict[str, Part]
     scheduler: dict[str, Any]
     source: str
+    prediction_stated: bool = True
 
 
 @dataclass
@@ -75,6 +83,9 @@ class Model:
     Args:
         scheduler: a Diffusers scheduler configuration, with betas and `prediction_type`.
         source: where it was loaded from, as the user wrote it.
+        clip_skip: which layer of the text encoder is read, counted from the last, 1; None is the family's own.
+        max_token_length: tokens of a caption that count, 75, 150 or 225.
+        notes: lines for the user to read, about what had to be guessed.
     """
 
     family: "Family"
@@ -84,6 +95,14 @@ class Model:
     vae: nn.Module
     scheduler: dict[str, Any]
     source: str = ""
+    clip_skip: int | None = None
+    max_token_length: int = 75
+    notes: tuple[str, ...] = ()
+
+    @property
+    def predicts_v(self) -> bool:
+        """Whether it predicts v instead of the noise."""
+        return self.scheduler.get("prediction_type") == "v_prediction"
 
     def modules(self) -> list[nn.Module]:
         """All networks: U-Net, VAE, text encoders."""
@@ -128,15 +147,20 @@ class Family:
     Args:
         name: key in the table of families and of LoRA key names.
         title: as shown to people.
-        base_model_version: value of `ss_base_model_version`.
-        architecture: value of `modelspec.architecture` of a checkpoint.
+        base_model_versions: value of `ss_base_model_version` for epsilon and for v-prediction.
+        architectures: value of `modelspec.architecture` of a checkpoint for epsilon and for v-prediction.
+        implementation: value of `modelspec.implementation` of a LoRA.
         resolution: usual edge of a picture in pixels.
         parts: the networks by the name of their folder in a Diffusers checkpoint, with the library and class that
             `model_index.json` names: the U-Net, the VAE, then the text encoders in order.
         pipeline: class of the Diffusers pipeline.
         config: () -> the family's own configurations by part, and `scheduler`: what a source leaves unsaid.
-        tokenize: (model, captions) -> ids [B, 77].
+        tokenize: (model, captions) -> ids for `encode`, the batch in front: [B, 77 * chunks], and [B, 2, 77 * chunks]
+            where there are two text encoders. There is one chunk for each 75 tokens of the model's `max_token_length`.
         encode: (model, ids) -> Conditioning; differentiable, so that text encoders can be trained.
+        with_sizes: (conditioning, sizes) -> Conditioning that also says, for each caption, (height, width) of the
+            original picture, (top, left) of its crop and (height, width) that it has now. Families that are not told
+            give the conditioning back as it is.
         predict: (model, noisy [B, C, H, W], timesteps [B], conditioning) -> the U-Net's output, shaped like noisy.
         encode_images: (model, pixels [B, 3, H, W] in [-1, 1], generator=None) -> latents, scaled. Without a generator
             the posterior's mode, with one (or one per picture) a sample. Without gradients.
@@ -145,18 +169,21 @@ class Family:
         write_original: (checkpoint) -> tensors and metadata of the original single-file layout.
         build: (part name, configuration) -> module; on the meta device when called under it.
         tokenizers: () -> one tokenizer per text encoder.
+        clip_skips: the only values of `clip_skip` that can be asked for; empty where all layers can.
     """
 
     name: str
     title: str
-    base_model_version: str
-    architecture: str
+    base_model_versions: tuple[str, str]
+    architectures: tuple[str, str]
+    implementation: str
     resolution: int
     parts: Mapping[str, tuple[str, str]]
     pipeline: str
     config: Callable[[], dict[str, dict[str, Any]]]
     tokenize: Callable[[Model, Sequence[str]], Tensor]
     encode: Callable[[Model, Tensor], Conditioning]
+    with_sizes: Callable[[Conditioning, Sequence[Sizes]], Conditioning]
     predict: Callable[[Model, Tensor, Tensor, Conditioning], Tensor]
     encode_images: Callable[..., Tensor]
     decode_latents: Callable[[Model, Tensor], Tensor]
@@ -164,3 +191,17 @@ class Family:
     write_original: Callable[[Checkpoint], tuple[dict[str, Tensor], dict[str, str]]]
     build: Callable[[str, Mapping[str, Any]], nn.Module]
     tokenizers: Callable[[], list[Any]]
+    clip_skips: tuple[int, ...] = ()
+
+    @property
+    def v2(self) -> bool:
+        """Value of `ss_v2`: whether it is Stable Diffusion 2."""
+        return self.name == "sd2"
+
+    def base_model_version(self, predicts_v: bool) -> str:
+        """Value of `ss_base_model_version`."""
+        return self.base_model_versions[predicts_v]
+
+    def architecture(self, predicts_v: bool) -> str:
+        """Value of `modelspec.architecture` of a checkpoint."""
+        return self.architectures[predicts_v]

@@ -1,36 +1,76 @@
-"""The original single-file layout of Stable Diffusion 1: tensors of one file <-> parts in Diffusers' names."""
+"""The original single-file layout of Stable Diffusion: tensors of one file <-> parts in Diffusers' names."""
 
-import json
 from collections.abc import Callable, Mapping
-from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from backend.errors import UserError
+from backend.families import prediction
 from backend.families.model import Checkpoint, Part
+from backend.families.open_clip import from_open_clip, to_open_clip, with_spare_layer, without_spare_layer
+from backend.families.widths import configs_from, count_levels, family_config
 from backend.tables import layout
 
-CONFIGS = Path(__file__).parent / "configs"
-CLIP_HEAD_WIDTH = 64
-
-# Of a checkpoint's own numbers, those that the single-file layout has no place for: they must be SD1's.
+# Of a checkpoint's own numbers, those that the single-file layout has no place for: they must be the family's.
 _UNSTORED = {
     "unet": ("act_fn", "attention_head_dim", "flip_sin_to_cos", "freq_shift", "norm_eps", "norm_num_groups"),
     "vae": ("act_fn", "norm_num_groups", "scaling_factor", "shift_factor"),
     "text_encoder": ("hidden_act", "layer_norm_eps", "num_attention_heads"),
-    "scheduler": ("beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "prediction_type"),
+    "text_encoder_2": ("hidden_act", "layer_norm_eps", "num_attention_heads"),
+    "scheduler": ("beta_end", "beta_schedule", "beta_start", "num_train_timesteps"),
 }
-# Beside the text transformer in some files, and of no use to Stable Diffusion 1.
+# Beside the text transformer in some files, and of no use to Stable Diffusion.
 _CLIP_EXTRAS = ("text_projection", "logit_scale", "vision_model.", "visual_projection")
+
+Renamed = tuple[dict[str, Tensor], list[str]]
+
+
+@dataclass(frozen=True)
+class TextLayout:
+    """Where and how a text encoder lies in a single file.
+
+    Attributes:
+        prefix: of its tensors.
+        open_clip: OpenCLIP's names instead of CLIP's.
+        spare_layer: its last layer is there without being used (Stable Diffusion 2).
+    """
+
+    prefix: str
+    open_clip: bool = False
+    spare_layer: bool = False
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """How the single files of a family are laid out.
+
+    Attributes:
+        family, title: the family's.
+        unet: numbering of the U-Net.
+        text: the text encoders by part name.
+        architectures: values of `modelspec.architecture` for epsilon and for v-prediction.
+    """
+
+    family: str
+    title: str
+    unet: layout.UNetLayout
+    text: Mapping[str, TextLayout]
+    architectures: tuple[str, str]
+
+    @property
+    def prefixes(self) -> dict[str, str]:
+        """What the tensors of each part start with."""
+        texts = {name: text.prefix for name, text in self.text.items()}
+        return {"unet": layout.UNET_PREFIX, "vae": layout.VAE_PREFIX} | texts
 
 
 def sd1_config() -> dict[str, dict[str, Any]]:
     """Stable Diffusion 1.5's own configurations by part, a fresh copy."""
-    return json.loads((CONFIGS / "sd1.json").read_text(encoding="utf-8"))
+    return family_config("sd1")
 
 
 def to_matrix(name: str, tensor: Tensor) -> Tensor:
@@ -40,168 +80,162 @@ def to_matrix(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _levels(names: Mapping[str, Any], prefix: str) -> int:
-    """How many consecutive numbers 0, 1, ... follow the prefix in the names."""
-    found = {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
-    return next(count for count in range(len(found) + 1) if str(count) not in found)
-
-
-def _parts_of(tensors: Mapping[str, Tensor], source: str) -> dict[str, dict[str, Tensor]]:
-    """The file's tensors by part, renamed; averages, schedules and training state are left out."""
-    encoder = f"{layout.VAE_PREFIX}encoder.down."
-    vae_size = {"levels": _levels(tensors, encoder), "layers": _levels(tensors, f"{encoder}0.block.")}
-    readers: dict[str, tuple[str, Callable[[str], str]]] = {
-        "unet": (layout.UNET_PREFIX, layout.unet_to_diffusers),
-        "vae": (layout.VAE_PREFIX, partial(layout.vae_to_diffusers, **vae_size)),
-        "text_encoder": (layout.CLIP_PREFIX, layout.clip_to_diffusers),
-    }
-    parts: dict[str, dict[str, Tensor]] = {name: {} for name in readers}
-    unknown = []
-    for key, tensor in tensors.items():
-        for part, (prefix, rename) in readers.items():
-            inner = key.removeprefix(prefix)
-            if inner == key or inner.startswith("model_ema."):
-                continue
-            if part == "text_encoder" and (inner.startswith(_CLIP_EXTRAS) or inner.endswith(layout.POSITION_IDS)):
-                continue
-            try:
-                name = rename(inner)
-            except ValueError:
-                unknown.append(key)
-                continue
-            parts[part][name] = to_matrix(name, tensor) if part == "vae" else tensor
-    if unknown:
-        raise UserError(few("tensors that Stable Diffusion 1 does not have", unknown), field=source)
-    for part, (prefix, _) in readers.items():
-        if not parts[part]:
-            raise UserError(f"the {part} is missing (no tensor starts with {prefix}); use a full checkpoint", source)
-    return parts
-
-
 def few(what: str, names: list[str]) -> str:
     """`3 <what>: a, b, c` with at most four of the names."""
     shown = ", ".join(sorted(names)[:4])
     return f"{len(names)} {what}: {shown}{', ...' if len(names) > 4 else ''}"
 
 
-def _shape(tensors: Mapping[str, Tensor], name: str, prefix: str, source: str) -> tuple[int, ...]:
-    tensor = tensors.get(name)
-    if tensor is None:
-        raise UserError(f"{prefix}{name} is missing; the file is incomplete", field=source)
-    return tuple(tensor.shape)
+def _renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> Renamed:
+    found, unknown = {}, []
+    for name, tensor in tensors.items():
+        try:
+            found[rename(name)] = tensor
+        except ValueError:
+            unknown.append(name)
+    return found, unknown
 
 
-def sd1_configs_from(parts: Mapping[str, Mapping[str, Tensor]], source: str) -> dict[str, dict[str, Any]]:
-    """Configurations with the widths and layers read from the tensors; what they do not tell is Stable Diffusion 1.5's.
+def vae_from_original(tensors: Mapping[str, Tensor]) -> Renamed:
+    """A VAE's tensors, named without a prefix, in Diffusers' names and shapes; and the names that are unknown."""
+    size = {"levels": count_levels(tensors, "encoder.down."), "layers": count_levels(tensors, "encoder.down.0.block.")}
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("model_ema.")}
+    found, unknown = _renamed(kept, partial(layout.vae_to_diffusers, **size))
+    return {name: to_matrix(name, tensor) for name, tensor in found.items()}, unknown
 
-    Raises:
-        UserError: a tensor that tells a width is missing.
-    """
-    config = sd1_config()
 
-    def unet(name: str, axis: int = 0) -> int:
-        return _shape(parts["unet"], name, "unet.", source)[axis]
-
-    def vae(name: str, axis: int = 0) -> int:
-        return _shape(parts["vae"], name, "vae.", source)[axis]
-
-    def text(name: str, axis: int = 0) -> int:
-        return _shape(parts["text_encoder"], name, "text_encoder.", source)[axis]
-
-    levels = len(layout.SD1_UNET.attention)
-    config["unet"] |= {
-        "block_out_channels": [unet(f"down_blocks.{level}.resnets.0.conv2.weight") for level in range(levels)],
-        "cross_attention_dim": unet("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight", 1),
-        "in_channels": unet("conv_in.weight", 1),
-        "out_channels": unet("conv_out.weight"),
+def _clip_from_original(tensors: Mapping[str, Tensor]) -> Renamed:
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(_CLIP_EXTRAS) and not name.endswith(layout.POSITION_IDS)
     }
-    levels = _levels(parts["vae"], "encoder.down_blocks.")
-    config["vae"] |= {
-        "block_out_channels": [vae(f"encoder.down_blocks.{level}.resnets.0.conv2.weight") for level in range(levels)],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "in_channels": vae("encoder.conv_in.weight", 1),
-        "latent_channels": vae("post_quant_conv.weight", 1),
-        "layers_per_block": _levels(parts["vae"], "encoder.down_blocks.0.resnets."),
-        "out_channels": vae("decoder.conv_out.weight"),
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-    }
-    width = text("embeddings.token_embedding.weight", 1)
-    config["text_encoder"] |= {
-        "hidden_size": width,
-        "intermediate_size": text("encoder.layers.0.mlp.fc1.weight"),
-        "max_position_embeddings": text("embeddings.position_embedding.weight"),
-        "num_attention_heads": max(1, width // CLIP_HEAD_WIDTH),
-        "num_hidden_layers": _levels(parts["text_encoder"], "encoder.layers."),
-        "projection_dim": width,
-        "vocab_size": text("embeddings.token_embedding.weight"),
-    }
-    return config
+    return _renamed(kept, layout.clip_to_diffusers)
 
 
-def read_sd1(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Checkpoint:
+def _text_from_original(text: TextLayout, tensors: Mapping[str, Tensor]) -> Renamed:
+    if not text.open_clip:
+        return _clip_from_original(tensors)
+    found, unknown = from_open_clip(tensors)
+    return (without_spare_layer(found) if text.spare_layer else found), unknown
+
+
+def _parts_of(file: SingleFile, tensors: Mapping[str, Tensor], source: str) -> dict[str, dict[str, Tensor]]:
+    """The file's tensors by part, renamed; averages, schedules and training state are left out."""
+    readers: dict[str, Callable[[Mapping[str, Tensor]], Renamed]] = {
+        "unet": lambda found: _renamed(found, lambda name: layout.unet_to_diffusers(name, file.unet)),
+        "vae": vae_from_original,
+    }
+    readers |= {name: partial(_text_from_original, text) for name, text in file.text.items()}
+    parts: dict[str, dict[str, Tensor]] = {}
+    strange = []
+    for part, prefix in file.prefixes.items():
+        inner = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        parts[part], unknown = readers[part](inner)
+        strange += [prefix + name for name in unknown]
+    if strange:
+        raise UserError(few(f"tensors that {file.title} does not have", strange), field=source)
+    for part, prefix in file.prefixes.items():
+        if not parts[part]:
+            raise UserError(f"the {part} is missing (no tensor starts with {prefix}); use a full checkpoint", source)
+    return parts
+
+
+def set_edge(config: dict[str, dict[str, Any]], edge: int) -> None:
+    """Write into configurations by part what size of pictures, in pixels, the model was made for."""
+    config["vae"]["sample_size"] = edge
+    config["unet"]["sample_size"] = edge // 2 ** (len(config["vae"]["block_out_channels"]) - 1)
+
+
+def read_original(
+    file: SingleFile, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str
+) -> Checkpoint:
     """A single file's tensors as a checkpoint.
 
     Args:
-        metadata: the file's; `modelspec.resolution` tells the size of pictures the model was trained for.
+        metadata: the file's; it may tell the size of pictures and what the model predicts.
         source: for messages.
 
     Raises:
-        UserError: a part is missing or has tensors that Stable Diffusion 1 does not.
+        UserError: a part is missing or has tensors that the family does not.
     """
-    parts = _parts_of(tensors, source)
-    config = sd1_configs_from(parts, source)
+    parts = _parts_of(file, tensors, source)
+    config = configs_from(file.family, file.unet, parts, source)
     if config["unet"]["in_channels"] != 4:
         channels = config["unet"]["in_channels"]
         message = f"its U-Net takes {channels} channels (an inpainting or editing model); use a text-to-image model"
         raise UserError(message, field=source)
+    scheduler = config.pop("scheduler")
+    said = prediction.stated(tensors.keys(), metadata, file.family)
+    scheduler["prediction_type"] = said or prediction.EPSILON
+    if prediction.ZERO_SNR_KEY in tensors:
+        scheduler["rescale_betas_zero_snr"] = True
     edge = metadata.get("modelspec.resolution", "").split("x")[0]
     if edge.isdecimal() and int(edge) >= 8:
-        config["vae"]["sample_size"] = int(edge)
-        config["unet"]["sample_size"] = int(edge) // 2 ** (len(config["vae"]["block_out_channels"]) - 1)
-    loaded = {name: Part(config[name], tensors) for name, tensors in parts.items()}
-    return Checkpoint("sd1", loaded, config["scheduler"], source)
+        set_edge(config, int(edge))
+    elif file.family == "sd2" and said == prediction.V:
+        set_edge(config, prediction.V_EDGE)
+    loaded = {name: Part(config[name], found) for name, found in parts.items()}
+    return Checkpoint(file.family, loaded, scheduler, source, said is not None)
 
 
-def _check_representable(checkpoint: Checkpoint) -> None:
-    """A single file cannot say what differs from SD1; refuse rather than write a model that runs differently."""
+def _check_representable(file: SingleFile, checkpoint: Checkpoint) -> None:
+    """A single file cannot say what differs from its family; refuse rather than write a model that runs differently."""
     tensors = {name: part.tensors for name, part in checkpoint.parts.items()}
-    implied = sd1_configs_from(tensors, checkpoint.source)
+    implied = configs_from(file.family, file.unet, tensors, checkpoint.source)
     actual = {name: part.config for name, part in checkpoint.parts.items()} | {"scheduler": checkpoint.scheduler}
     for part, keys in _UNSTORED.items():
-        for key in keys:
+        for key in keys if part in implied else ():
             ours, theirs = actual[part].get(key, implied[part].get(key)), implied[part].get(key)
             if ours != theirs and ours != [theirs] * 4:
                 message = f"the {part} has {key} = {ours}, which a single file cannot hold (there it is {theirs})"
                 raise UserError(f"{message}; keep the Diffusers folder", field=checkpoint.source)
 
 
-def write_sd1(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of the single file that holds this checkpoint; tensors are views, not copies.
+def _text_to_original(text: TextLayout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if text.open_clip:
+        named = to_open_clip(with_spare_layer(tensors) if text.spare_layer else tensors)
+        scale = {"logit_scale": torch.tensor(4.6052, dtype=named["ln_final.weight"].dtype)} if text.spare_layer else {}
+        return named | scale
+    named = {layout.clip_to_original(name): tensor for name, tensor in tensors.items()}
+    positions = tensors["embeddings.position_embedding.weight"].shape[0]
+    ids = torch.arange(positions, dtype=torch.int64)[None]
+    return named | {layout.clip_to_original(layout.POSITION_IDS): ids}
+
+
+def write_original(file: SingleFile, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of the single file that holds this checkpoint; tensors are views where that is possible.
 
     Raises:
         UserError: the checkpoint has a setting that the layout cannot hold.
     """
-    _check_representable(checkpoint)
+    _check_representable(file, checkpoint)
     vae = checkpoint.parts["vae"]
     size = {"levels": len(vae.config["block_out_channels"]), "layers": vae.config["layers_per_block"]}
     tensors = {}
     for name, tensor in checkpoint.parts["unet"].tensors.items():
-        tensors[layout.UNET_PREFIX + layout.unet_to_original(name)] = tensor
+        tensors[layout.UNET_PREFIX + layout.unet_to_original(name, file.unet)] = tensor
     for name, tensor in vae.tensors.items():
         as_conv = ".mid_block.attentions.0.to_" in name and tensor.dim() == 2
         tensors[layout.VAE_PREFIX + layout.vae_to_original(name, **size)] = (
             tensor[..., None, None] if as_conv else tensor
         )
-    for name, tensor in checkpoint.parts["text_encoder"].tensors.items():
-        tensors[layout.CLIP_PREFIX + layout.clip_to_original(name)] = tensor
-    positions = checkpoint.parts["text_encoder"].tensors["embeddings.position_embedding.weight"].shape[0]
-    ids = torch.arange(positions, dtype=torch.int64)[None]
-    tensors[layout.CLIP_PREFIX + layout.clip_to_original(layout.POSITION_IDS)] = ids
+    for part, text in file.text.items():
+        named = _text_to_original(text, checkpoint.parts[part].tensors)
+        tensors |= {text.prefix + name: tensor for name, tensor in named.items()}
     edge = checkpoint.parts["unet"].config["sample_size"] * 2 ** (size["levels"] - 1)
+    predicts_v = checkpoint.scheduler["prediction_type"] == prediction.V
     metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "stable-diffusion-v1",
+        "modelspec.architecture": file.architectures[predicts_v],
         "modelspec.resolution": f"{edge}x{edge}",
     }
-    return tensors, deepcopy(metadata)
+    if predicts_v or file.family != "sd1":
+        metadata["modelspec.prediction_type"] = "v" if predicts_v else "epsilon"
+    # The marks also reach a .ckpt, which has no metadata.
+    if predicts_v:
+        tensors[prediction.V_KEY] = torch.empty(0)
+    if checkpoint.scheduler.get("rescale_betas_zero_snr"):
+        tensors[prediction.ZERO_SNR_KEY] = torch.empty(0)
+    return tensors, metadata

@@ -73,6 +73,7 @@ KINDS = (
         lambda shapes: any(".double_blocks." in f".{name}" for name in shapes),
     ),
     Kind("sd3", "a Stable Diffusion 3 model", lambda shapes: any(".joint_blocks." in f".{name}" for name in shapes)),
+    Kind("refiner", "a Stable Diffusion XL refiner", _starts("conditioner.embedders.0.model.")),
     Kind(
         "sdxl",
         "a Stable Diffusion XL model",
@@ -86,7 +87,7 @@ KINDS = (
     Kind("sd1", "a Stable Diffusion 1 model", lambda shapes: unet_layout(shapes) == layout.SD1_UNET),
     Kind(
         "reshaped",
-        "a diffusion model with other blocks than Stable Diffusion 1 has",
+        "a diffusion model with other blocks than Stable Diffusion has",
         lambda shapes: unet_layout(shapes) is not None,
     ),
     Kind("unet", "a U-Net alone, in Diffusers' names, not a whole checkpoint", _starts("down_blocks.", "mid_block.")),

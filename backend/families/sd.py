@@ -1,6 +1,8 @@
-"""Stable Diffusion 1: how its parts are built and run."""
+"""Stable Diffusion 1 and 2: how their parts are built and run."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -9,9 +11,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from backend.families.model import Conditioning, Family, Model
-from backend.families.original import read_sd1, sd1_config, write_sd1
-from backend.families.tokenizer import MAX_TOKENS, clip_tokenizer
+from backend.families.clip_text import in_chunks, joined, text_transformer, token_ids
+from backend.families.model import Conditioning, Family, Model, Sizes
+from backend.families.original import SingleFile, TextLayout, read_original, write_original
+from backend.families.tokenizer import clip_tokenizer
+from backend.families.widths import family_config
+from backend.tables import layout
 
 PARTS = MappingProxyType(
     {
@@ -43,25 +48,42 @@ def build(name: str, config: Mapping[str, Any]) -> nn.Module:
         return UNet2DConditionModel.from_config(dict(config))
     if name == "vae":
         return AutoencoderKL.from_config(dict(config))
-    return CLIPTextModel(CLIPTextConfig(**{key: config[key] for key in _TEXT_CONFIG_KEYS if key in config}))
+    return CLIPTextModel(text_config(config))
+
+
+def text_config(config: Mapping[str, Any]) -> CLIPTextConfig:
+    """A text encoder's configuration, from those of its entries that say how it computes."""
+    return CLIPTextConfig(**{key: config[key] for key in _TEXT_CONFIG_KEYS if key in config})
 
 
 def tokenize(model: Model, captions: Sequence[str]) -> Tensor:
-    """Captions -> ids [B, 77]; longer captions are cut, shorter ones padded."""
-    return model.tokenizers[0](
-        list(captions), padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    ).input_ids
+    """Captions -> ids [B, 77 * chunks]; longer captions are cut, shorter ones padded."""
+    return token_ids(model.tokenizers[0], captions, model.max_token_length)
 
 
 def encode(model: Model, ids: Tensor) -> Conditioning:
-    """Ids [B, 77] -> the text encoder's last hidden state, after its final norm, [B, 77, D]."""
+    """Ids [B, 77 * chunks] -> the text encoder's states after its final norm, [B, 75 * chunks + 2, D].
+
+    They are of the last layer, or with `clip_skip` n of the n-th from the end. Stable Diffusion 2 was made with the
+    last layer but one of OpenCLIP; it is the last of the encoder as it is loaded.
+    """
     encoder = model.text_encoders[0]
-    device = next(encoder.parameters()).device
-    return Conditioning(encoder(ids.to(device)).last_hidden_state)
+    chunks = in_chunks(ids, encoder)
+    if (model.clip_skip or 1) == 1:
+        states = encoder(chunks).last_hidden_state
+    else:
+        states = encoder(chunks, output_hidden_states=True).hidden_states[-model.clip_skip]
+        states = text_transformer(encoder).final_layer_norm(states)
+    return Conditioning(joined(states, len(ids)))
+
+
+def without_sizes(conditioning: Conditioning, sizes: Sequence[Sizes]) -> Conditioning:
+    """The conditioning as it is: the model is told nothing of sizes."""
+    return conditioning
 
 
 def predict(model: Model, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-    """The U-Net's output for noisy latents [B, 4, H, W] at timesteps [B]: the noise, for an epsilon model."""
+    """The U-Net's output for noisy latents [B, 4, H, W] at timesteps [B]: the noise or v, by the model's kind."""
     return model.unet(noisy, timesteps, encoder_hidden_states=conditioning.hidden).sample
 
 
@@ -92,22 +114,49 @@ def decode_latents(model: Model, latents: Tensor) -> Tensor:
     return model.vae.decode(latents.to(weight.device, weight.dtype) / model.vae.config.scaling_factor).sample
 
 
+SD1_FILE = SingleFile(
+    family="sd1",
+    title="Stable Diffusion 1",
+    unet=layout.SD1_UNET,
+    text=MappingProxyType({"text_encoder": TextLayout(layout.CLIP_PREFIX)}),
+    architectures=("stable-diffusion-v1", "stable-diffusion-v1"),
+)
+SD2_FILE = SingleFile(
+    family="sd2",
+    title="Stable Diffusion 2",
+    unet=layout.SD1_UNET,
+    text=MappingProxyType({"text_encoder": TextLayout(layout.OPEN_CLIP_PREFIX, open_clip=True, spare_layer=True)}),
+    architectures=("stable-diffusion-v2-512", "stable-diffusion-v2-768-v"),
+)
 SD1 = Family(
     name="sd1",
     title="Stable Diffusion 1",
-    base_model_version="sd_v1",
-    architecture="stable-diffusion-v1",
+    base_model_versions=("sd_v1", "sd_v1"),
+    architectures=SD1_FILE.architectures,
+    implementation="diffusers",
     resolution=512,
     parts=PARTS,
     pipeline="StableDiffusionPipeline",
-    config=sd1_config,
+    config=partial(family_config, "sd1"),
     tokenize=tokenize,
     encode=encode,
+    with_sizes=without_sizes,
     predict=predict,
     encode_images=encode_images,
     decode_latents=decode_latents,
-    read_original=read_sd1,
-    write_original=write_sd1,
+    read_original=partial(read_original, SD1_FILE),
+    write_original=partial(write_original, SD1_FILE),
     build=build,
     tokenizers=lambda: [clip_tokenizer()],
+)
+SD2 = replace(
+    SD1,
+    name="sd2",
+    title="Stable Diffusion 2",
+    base_model_versions=("sd_v2", "sd_v2_v"),
+    architectures=SD2_FILE.architectures,
+    config=partial(family_config, "sd2"),
+    read_original=partial(read_original, SD2_FILE),
+    write_original=partial(write_original, SD2_FILE),
+    tokenizers=lambda: [clip_tokenizer("!")],
 )

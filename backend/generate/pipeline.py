@@ -7,6 +7,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from backend.errors import UserError
-from backend.families.base import load_model
+from backend.families.base import LoadOptions, load_model
 from backend.families.model import Conditioning, Model
 from backend.generate.images import numbered, to_pictures
 from backend.generate.prompts import Request
@@ -22,9 +23,10 @@ from backend.generate.samplers import make_solver
 from backend.lora.file import LoraFile, read_lora
 from backend.lora.layer import Layer
 from backend.networks.build import check_fit
-from backend.networks.modules import find_modules
+from backend.networks.modules import FoundModule, find_modules
 
 OnStep = Callable[[int, int], None]
+Encode = Callable[[Sequence[str]], Conditioning]
 
 
 def resolve(request: Request, model: Model) -> Request:
@@ -54,12 +56,16 @@ def start_noise(request: Request, model: Model, generators: Sequence[torch.Gener
     return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
 
 
-def encode_prompts(model: Model, request: Request, prompts: Sequence[str]) -> Conditioning:
-    """Conditioning of one picture for each prompt; with guidance, as many unconditional ones come first."""
+def encode_prompts(
+    model: Model, request: Request, prompts: Sequence[str], encode: Encode | None = None
+) -> Conditioning:
+    """Conditioning of one whole picture for each prompt; with guidance, as many unconditional ones come first."""
     texts = list(prompts)
     if request.scale != 1:
         texts = [request.negative] * len(texts) + texts
-    return model.family.encode(model, model.family.tokenize(model, texts))
+    conditioning = encode(texts) if encode else model.family.encode(model, model.family.tokenize(model, texts))
+    size = (request.height, request.width)
+    return model.family.with_sizes(conditioning, [(*size, 0, 0, *size)] * len(texts))
 
 
 @torch.no_grad()
@@ -69,6 +75,7 @@ def denoise(
     seeds: Sequence[int],
     on_step: OnStep | None = None,
     prompts: Sequence[str] | None = None,
+    encode: Encode | None = None,
 ) -> Tensor:
     """Latents [B, C, h, w] in float32, one picture for each seed.
 
@@ -80,10 +87,11 @@ def denoise(
         seeds: one for each picture.
         on_step: called with steps done and steps in all.
         prompts: one for each picture, in place of the request's.
+        encode: prompts -> conditioning, in place of the model's text encoders.
     """
     parameter = next(model.unet.parameters())
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    conditioning = encode_prompts(model, request, prompts or [request.prompt] * len(seeds))
+    conditioning = encode_prompts(model, request, prompts or [request.prompt] * len(seeds), encode)
     solver = make_solver(request.sampler, model.scheduler)
     solver.set_timesteps(request.steps, device=parameter.device)
     takes_generator = "generator" in inspect.signature(solver.step).parameters
@@ -149,10 +157,14 @@ class GenerationModel:
         for module in (model.unet, *model.text_encoders):
             place(module, self.device, dtype).eval()
         place(model.vae, self.device, torch.float32).eval()
-        self.modules = find_modules(model.text_encoders, model.unet)
         self.loras: tuple[tuple[str, float], ...] = ()
         self._touched: dict[str, FoldedWeight] = {}
         self._files: dict[tuple[str, int, int], LoraFile] = {}
+
+    @cached_property
+    def modules(self) -> dict[str, FoundModule]:
+        """Where a LoRA can sit, by its keys in a file."""
+        return find_modules(self.model.text_encoders, self.model.unet)
 
     @torch.no_grad()
     def set_loras(self, loras: Sequence[tuple[Path | str, float]]) -> None:
@@ -225,7 +237,11 @@ class GenerationModel:
 
 
 def load_generation_model(
-    source: str, revision: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    source: str,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    options: LoadOptions | None = None,
 ) -> GenerationModel:
     """Load a model (see `families.load_model`) and make it ready to draw."""
-    return GenerationModel(load_model(source, revision, dtype=None), device, dtype)
+    return GenerationModel(load_model(source, revision, options, dtype=None), device, dtype)

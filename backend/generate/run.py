@@ -13,6 +13,7 @@ from tqdm import tqdm
 from backend import events
 from backend.config.generate import GenImg
 from backend.errors import UserError
+from backend.families.base import LoadOptions
 from backend.generate.attention import set_attention
 from backend.generate.images import describe, save_png
 from backend.generate.pipeline import GenerationModel, load_generation_model, resolve
@@ -32,7 +33,9 @@ def run(config: GenImg) -> None:
         with_multipliers(loras, request.multipliers)
     device = choose_device(config.speed.device)
     dtype = choose_dtype(config, device)
-    generator = load_generation_model(config.model.ckpt, config.model.revision, device, dtype)
+    generator = load_generation_model(config.model.ckpt, config.model.revision, device, dtype, load_options(config))
+    for note in generator.model.notes:
+        warn(note)
     message = set_attention(generator.model.unet, config.speed.xformers, config.speed.sdpa, device)
     if message:
         warn(message)
@@ -42,6 +45,12 @@ def run(config: GenImg) -> None:
     for index, request in enumerate(requests):
         generator.set_loras(with_multipliers(loras, request.multipliers))
         draw(generator, request, config, f"im_{stamp}_{index:03d}")
+
+
+def load_options(config: GenImg) -> LoadOptions:
+    """What the command line asks of the model."""
+    model = config.model
+    return LoadOptions(model.v2, model.v_parameterization, model.vae, model.clip_skip, model.max_token_length)
 
 
 def read_requests(config: GenImg) -> list[Request]:

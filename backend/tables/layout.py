@@ -1,10 +1,11 @@
 """Names of modules and tensors in the two layouts of a checkpoint: the original single file and Diffusers.
 
-One table per part (U-Net, VAE, CLIP) lists each module path in both spellings; both directions read the same table, so
-they cannot disagree. Names are given without the part's prefix in a single file (`UNET_PREFIX` and its like) and
+One table per part (U-Net, VAE, OpenCLIP) lists each module path in both spellings; both directions read the same table,
+so they cannot disagree. Names are given without the part's prefix in a single file (`UNET_PREFIX` and its like) and
 may be module paths (`down_blocks.0.resnets.0.conv1`) or tensor names (`down_blocks.0.resnets.0.conv1.weight`).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,8 +14,12 @@ from types import MappingProxyType
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 CLIP_PREFIX = "cond_stage_model.transformer."
+OPEN_CLIP_PREFIX = "cond_stage_model.model."  # Stable Diffusion 2
+SDXL_CLIP_PREFIX = "conditioner.embedders.0.transformer."
+SDXL_OPEN_CLIP_PREFIX = "conditioner.embedders.1.model."
 CLIP_ROOT = "text_model."
 POSITION_IDS = "embeddings.position_ids"
+TEXT_PROJECTION = "text_projection.weight"
 
 _UNET_RESNET = {
     "norm1": "in_layers.0",
@@ -26,6 +31,22 @@ _UNET_RESNET = {
 }
 _VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "nin_shortcut"}
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_OPEN_CLIP = {
+    "embeddings.token_embedding": "token_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "encoder.layers": "transformer.resblocks",
+    "final_layer_norm": "ln_final",
+    TEXT_PROJECTION: "text_projection",
+}
+_OPEN_CLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+_OPEN_CLIP_INVERSE = {original: path for path, original in _OPEN_CLIP.items()}
+_OPEN_CLIP_LAYER_INVERSE = {original: path for path, original in _OPEN_CLIP_LAYER.items()}
 # What Diffusers called the VAE's attention before version 0.17; old folders and some merged files still do.
 _VAE_ATTENTION_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -43,7 +64,8 @@ class UNetLayout:
     layers: int = 2
 
 
-SD1_UNET = UNetLayout()
+SD1_UNET = UNetLayout()  # Stable Diffusion 2 has the same
+SDXL_UNET = UNetLayout(attention=(False, True, True))
 
 
 def _resnet(table: dict[str, str], path: str, original: str, inner: Mapping[str, str]) -> None:
@@ -57,6 +79,8 @@ def unet_table(layout: UNetLayout = SD1_UNET) -> Mapping[str, str]:
     table = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",  # Stable Diffusion XL only
+        "add_embedding.linear_2": "label_emb.0.2",
         "conv_in": "input_blocks.0.0",
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
@@ -180,10 +204,38 @@ def vae_modern(path: str) -> str:
 
 
 def clip_to_original(path: str) -> str:
-    """Path in CLIP's text transformer (`encoder.layers.0.mlp.fc1`) -> the original's; one with `text_model.` stays."""
-    return path if path.startswith(CLIP_ROOT) else CLIP_ROOT + path
+    """Path in CLIP's text transformer (`encoder.layers.0.mlp.fc1`) -> the original's; one with `text_model.` stays.
+
+    The projection of the pooled vector lies beside the transformer, not in it, and stays as well.
+    """
+    return path if path.startswith((CLIP_ROOT, TEXT_PROJECTION)) else CLIP_ROOT + path
 
 
 def clip_to_diffusers(name: str) -> str:
     """The way back of `clip_to_original`; names of old files, which lack `text_model.`, are accepted as well."""
     return name.removeprefix(CLIP_ROOT)
+
+
+def _open_clip_translate(name: str, outer: Mapping[str, str], layer: Mapping[str, str]) -> str:
+    """Replace a name of the encoder: `outer` knows what lies outside of its layers, `layer` what is in one."""
+    found = re.fullmatch(r"(encoder\.layers|transformer\.resblocks)\.(\d+)\.(.+)", name)
+    if found is None:
+        return _translate(name, outer, "OpenCLIP encoder")
+    layers, number, inner = found.groups()
+    return f"{_translate(layers, outer, 'OpenCLIP encoder')}.{number}.{_translate(inner, layer, 'OpenCLIP encoder')}"
+
+
+def open_clip_to_original(path: str) -> str:
+    """Path or tensor name in CLIP's text transformer -> OpenCLIP's: `encoder.layers.0.mlp.fc1` ->
+    `transformer.resblocks.0.mlp.c_fc`.
+
+    Raises:
+        ValueError: it is no module of the encoder, or one of `q_proj`, `k_proj`, `v_proj`: OpenCLIP has these three
+            stacked in one tensor, `attn.in_proj_weight`, in this order.
+    """
+    return _open_clip_translate(path, _OPEN_CLIP, _OPEN_CLIP_LAYER)
+
+
+def open_clip_to_diffusers(name: str) -> str:
+    """The way back of `open_clip_to_original`."""
+    return _open_clip_translate(name, _OPEN_CLIP_INVERSE, _OPEN_CLIP_LAYER_INVERSE)

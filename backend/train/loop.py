@@ -60,6 +60,7 @@ def training_step(run: Run, step: int, micro_batches: Sequence[tuple[Batch, Tens
         # The model, frozen but for the network in it, says what was added.
         with run.accelerator.autocast():
             conditioning = run.encode_captions([item.caption for item in batch.items])
+            conditioning = model.family.with_sizes(conditioning, [item.sizes for item in batch.items])
             predicted = model.family.predict(model, noisy, timesteps, conditioning)
 
         per_sample = squared_error(predicted, run.diffusion.target(latents, noise, timesteps))

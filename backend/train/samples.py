@@ -13,7 +13,7 @@ from backend.draws import draw_key
 from backend.errors import UserError
 from backend.families.model import Model
 from backend.generate.images import describe, save_png, to_pictures
-from backend.generate.pipeline import decode, denoise, resolve
+from backend.generate.pipeline import Encode, decode, denoise, resolve
 from backend.generate.prompts import Request, read_prompts
 from backend.train.outputs import Outputs
 from backend.train.progress import say, warn
@@ -27,11 +27,18 @@ class Sampling:
         requests: one for each prompt; all with a seed, the same at every moment, so that only the network changes.
         options: when to draw.
         outputs: where the pictures go.
+        encode: prompts to conditioning, where the model has no text encoders any more.
     """
 
     requests: Sequence[Request]
     options: Samples
     outputs: Outputs
+    encode: Encode | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """All prompts and negative prompts."""
+        return [text for request in self.requests for text in (request.prompt, request.negative)]
 
     def after_step(self, step: int) -> bool:
         """Whether to draw after so many steps; epochs win over steps."""
@@ -74,9 +81,10 @@ class Sampling:
     def _draw_one(self, model: Model, accelerator: Accelerator, step: int, moment: str, index: int) -> bool:
         """Draw one prompt; a picture that fails, for want of memory or disk say, costs a warning and not the run."""
         request = self.requests[index]
+        known = {"encode": self.encode} if self.encode else {}
         try:
             with torch.no_grad(), accelerator.autocast():
-                latents = denoise(model, request, [request.seed])
+                latents = denoise(model, request, [request.seed], **known)
             (picture,) = to_pictures(decode(model, latents))
             path = self.outputs.sample(moment, index, request.seed)
             save_png(picture, path, describe(request, model.source, [(self.outputs.name, 1.0)]))

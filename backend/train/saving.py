@@ -37,7 +37,8 @@ def metadata(run: Run, path: Path, step: int, epoch: int) -> dict[str, str]:
     """The `ss_*` and `modelspec.*` fields of a file written after `step` steps, in epoch `epoch`."""
     family, now = run.model.family, time.time()
     facts = TrainingFacts(
-        base_model_version=family.base_model_version,
+        base_model_version=family.base_model_version(run.model.predicts_v),
+        v2=family.v2,
         network_args=run.config.network.network_args,
         session_id=int(run.started_at * 1000),
         training_started_at=run.started_at,
@@ -55,7 +56,8 @@ def metadata(run: Run, path: Path, step: int, epoch: int) -> dict[str, str]:
         found = minimum_metadata(found)
     resolution = run.training_set.datasets[0].resolution
     prediction_type = {"epsilon": "epsilon", "v_prediction": "v"}[run.diffusion.prediction_type]
-    return found | modelspec(family.architecture, path.stem, resolution, now, prediction_type)
+    architecture = family.architecture(run.model.predicts_v)
+    return found | modelspec(architecture, path.stem, resolution, now, prediction_type, family.implementation)
 
 
 def optimizer_name(run: Run) -> str:

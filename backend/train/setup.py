@@ -3,7 +3,7 @@
 import importlib
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +22,7 @@ from backend.config.train import TrainNetwork
 from backend.data.dataset import TrainingSet
 from backend.draws import draw_key
 from backend.errors import UserError
-from backend.families.base import load_model, model_hashes
+from backend.families.base import LoadOptions, load_model, model_hashes
 from backend.families.model import Model
 from backend.generate.attention import set_attention
 from backend.generate.pipeline import place
@@ -36,7 +36,7 @@ from backend.train.optim import Schedule, check_optimizer, make_optimizer, make_
 from backend.train.outputs import Outputs, write_text
 from backend.train.progress import say, warn
 from backend.train.samples import Sampling, make_sampling, wanted
-from backend.train.text import CaptionEncoder
+from backend.train.text import CaptionEncoder, KnownCaptions, encode_all
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -60,7 +60,7 @@ class Run:
     model: Model
     network: nn.Module
     diffusion: Diffusion
-    encode_captions: CaptionEncoder
+    encode_captions: CaptionEncoder | KnownCaptions
     feed: Feed
     optimizer: Optimizer
     group_names: tuple[str, ...]
@@ -98,13 +98,17 @@ def prepare(config: TrainNetwork) -> Run:
     check_optimizer(config.optim.optimizer_type, config.optim.optimizer_args)
     for warning in training_set.warnings:
         warn(warning)
+    check_captions(config, training_set)
     total_steps, epochs = length(config, training_set.batches_per_epoch())
     schedule = make_schedule(config.optim.lr_scheduler, config.optim.lr_warmup_steps, total_steps)
 
     accelerator, dtype = make_accelerator(config.speed.mixed_precision)
     events.emit("phase", name="loading", step=0, total=1)
     say(f"Loading {config.model.pretrained_model_name_or_path}")
-    model = load_model(config.model.pretrained_model_name_or_path, config.model.revision, dtype=None)
+    source = config.model.pretrained_model_name_or_path
+    model = load_model(source, config.model.revision, load_options(config), dtype=None)
+    for note in model.notes:
+        warn(note)
     sampling = make_sampling(config.samples, model, outputs, seed)
     place_model(model, config, accelerator.device, dtype)
     feed = make_feed(config.data, training_set, model, accelerator.device)
@@ -116,6 +120,11 @@ def prepare(config: TrainNetwork) -> Run:
     groups = network.parameter_groups(optim.text_encoder_lr or None, optim.unet_lr, optim.learning_rate)
     parameters = [{"params": group.params, "lr": group.lr} for group in groups]
     optimizer = accelerator.prepare(make_optimizer(optim.optimizer_type, parameters, optim.optimizer_args))
+    encode_captions = CaptionEncoder(model, trained=any(group.name.startswith("text_encoder") for group in groups))
+    if config.data.cache_text_encoder_outputs:
+        with accelerator.autocast():
+            encode_captions = drop_text_encoders(model, training_set, sampling, seed, accelerator.device)
+        sampling = replace(sampling, encode=encode_captions)
     write_text(outputs.config, resolved_toml(config))
     return Run(
         config=config,
@@ -125,7 +134,7 @@ def prepare(config: TrainNetwork) -> Run:
         model=model,
         network=network,
         diffusion=diffusion_of(model.scheduler),
-        encode_captions=CaptionEncoder(model, trained=any(group.name.startswith("text_encoder") for group in groups)),
+        encode_captions=encode_captions,
         feed=feed,
         optimizer=optimizer,
         group_names=tuple(group.name for group in groups),
@@ -137,6 +146,41 @@ def prepare(config: TrainNetwork) -> Run:
         epochs=epochs,
         started_at=started_at,
     )
+
+
+def load_options(config: TrainNetwork) -> LoadOptions:
+    """What the config asks of the base model."""
+    model = config.model
+    return LoadOptions(model.v2, model.v_parameterization, model.vae, model.clip_skip, model.max_token_length)
+
+
+def check_captions(config: TrainNetwork, training_set: TrainingSet) -> None:
+    """See that captions that are to be encoded once stay the same in every epoch.
+
+    Raises:
+        UserError: they are shuffled or dropped.
+    """
+    if not config.data.cache_text_encoder_outputs:
+        return
+    for subset in (subset for dataset in training_set.datasets for subset in dataset.subsets):
+        changing = [name for name in ("shuffle_caption", "caption_dropout_rate") if getattr(subset, name)]
+        if changing:
+            message = f"needs captions that stay the same, but {subset.image_dir} has {changing[0]}; leave one out"
+            raise UserError(message, field="cache_text_encoder_outputs")
+
+
+def drop_text_encoders(
+    model: Model, training_set: TrainingSet, sampling: Sampling, seed: int, device: torch.device
+) -> KnownCaptions:
+    """Encode every caption and sample prompt, and give the text encoders' memory back."""
+
+    def report(done: int, total: int) -> None:
+        events.emit("phase", name="encoding captions", step=done, total=total)
+
+    captions = [item.caption for batch in training_set.epoch_batches(seed, 0) for item in batch.items]
+    known = encode_all(model, [*captions, *sampling.texts], device, report)
+    model.text_encoders = []
+    return known
 
 
 def with_seed(config: TrainNetwork) -> tuple[TrainNetwork, int]:

@@ -7,9 +7,9 @@ from backend.families.base import Checkpoint
 from backend.families.build import empty_checkpoint
 
 
-def distinct(dtype: torch.dtype = torch.float16, seed: int = 1) -> Checkpoint:
-    """A small SD1 checkpoint of random numbers in every tensor, norms and biases too."""
-    checkpoint = empty_checkpoint()
+def distinct(dtype: torch.dtype = torch.float16, seed: int = 1, family: str = "sd1") -> Checkpoint:
+    """A small checkpoint of random numbers in every tensor, norms and biases too."""
+    checkpoint = empty_checkpoint(family=family)
     generator = torch.Generator().manual_seed(seed)
     for part in checkpoint.parts.values():
         part.tensors = {

@@ -167,8 +167,9 @@ def test_saved_precision(model: Model, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"cross_attention_dim": 1024}, "Stable Diffusion 2 model"),
-        ({"addition_embed_type": "text_time"}, "Stable Diffusion XL model"),
+        ({"cross_attention_dim": 1024}, "unet.down_blocks.0.attentions.0.*of the wrong shape|of the wrong shape: unet"),
+        ({"addition_embed_type": "text_time"}, "Stable Diffusion XL has"),
+        ({"addition_embed_type": "image"}, "image conditioning; a Stable Diffusion 1, .* or Stable Diffusion XL model"),
         ({"in_channels": 9}, "9 channels"),
         ({"layers_per_block": 1}, "layers_per_block = 1"),
         ({"block_out_channels": [32, 64, 96, 100]}, "configuration makes no model"),
@@ -182,10 +183,16 @@ def test_another_model_is_named(change: dict, words: str, copy: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_v_prediction_is_refused(copy: Path) -> None:
+def test_what_the_scheduler_says_is_predicted(copy: Path) -> None:
+    assert read_checkpoint(copy).prediction_stated
     change_json(copy / "scheduler/scheduler_config.json", prediction_type="v_prediction")
-    with pytest.raises(UserError, match="v_prediction"):
+    assert load_model(copy).predicts_v
+    change_json(copy / "scheduler/scheduler_config.json", prediction_type="sample")
+    with pytest.raises(UserError, match="prediction_type = sample; only epsilon and v_prediction"):
         load_model(copy)
+    (copy / "scheduler/scheduler_config.json").unlink()
+    checkpoint = read_checkpoint(copy)
+    assert checkpoint.scheduler["prediction_type"] == "epsilon" and not checkpoint.prediction_stated
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Names on the hub: what is fetched, and one clear line for each way in which it can fail. No network is used."""
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from backend.errors import UserError
-from backend.families import hub
+from backend.families import download, hub
 from backend.families.base import Checkpoint, load_model, locate, read_checkpoint
 from tests.families.checkpoints import assert_same_checkpoint
 
@@ -45,11 +46,11 @@ class Hub:
         self.folder, self.names, self.failure = folder, names, None
         self.asked: list[tuple] = []
 
-    def model_info(self, repo: str, revision: str | None, timeout: float) -> SimpleNamespace:
+    def model_info(self, repo: str, revision: str | None, timeout: float, files_metadata: bool) -> SimpleNamespace:
         self.asked.append(("info", repo, revision))
         if self.failure:
             raise self.failure
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in self.names])
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=1000) for name in self.names])
 
     def snapshot_download(self, repo: str, **options: object) -> str:
         self.asked.append(("snapshot", options.get("allow_patterns"), options.get("local_files_only")))
@@ -57,7 +58,9 @@ class Hub:
             raise LocalEntryNotFoundError("nothing cached")
         return str(self.folder)
 
-    def hf_hub_download(self, repo: str, name: str, revision: str | None, local_files_only: bool) -> str:
+    def hf_hub_download(
+        self, repo: str, name: str, revision: str | None, local_files_only: bool, tqdm_class: type | None = None
+    ) -> str:
         self.asked.append(("file", repo, name, revision, local_files_only))
         if local_files_only:
             raise LocalEntryNotFoundError("nothing cached")
@@ -70,8 +73,10 @@ class Hub:
 def fake(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     stand_in = Hub(Path(shutil.copytree(folder, tmp_path / "hub")), [*NOISE, *CONFIGS, *WEIGHTS])
     monkeypatch.setattr(hub, "HfApi", lambda: stand_in)
-    monkeypatch.setattr(hub, "snapshot_download", stand_in.snapshot_download)
-    monkeypatch.setattr(hub, "hf_hub_download", stand_in.hf_hub_download)
+    monkeypatch.setattr(download, "snapshot_download", stand_in.snapshot_download)
+    monkeypatch.setattr(download, "hf_hub_download", stand_in.hf_hub_download)
+    monkeypatch.setattr(download, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return stand_in
 
@@ -104,9 +109,9 @@ def test_a_single_file_of_a_repo(fake: Hub, single_file: Path, checkpoint: Check
 
 
 def test_another_family_is_refused_before_its_weights_are_fetched(fake: Hub) -> None:
-    fake.names.append("text_encoder_2/config.json")
-    (fake.folder / "text_encoder_2").mkdir()
-    with pytest.raises(UserError, match="Stable Diffusion XL"):
+    config = fake.folder / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 9}))
+    with pytest.raises(UserError, match="9 channels"):
         load_model("org/repo")
     assert len(fake.asked) == 2
 
@@ -140,7 +145,7 @@ def test_what_was_fetched_before_serves_offline(
     fake: Hub, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.failure = httpx2.ConnectError("no route")
-    monkeypatch.setattr(hub, "snapshot_download", lambda repo, **options: str(fake.folder))
+    monkeypatch.setattr(download, "snapshot_download", lambda repo, **options: str(fake.folder))
     assert_same_checkpoint(read_checkpoint("org/repo"), checkpoint)
 
 
