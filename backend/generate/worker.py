@@ -13,7 +13,8 @@ One JSON object a line, requests on stdin and answers on stdout:
     {"id": 2, "op": "unload"}   gives the device's memory back
     {"id": 3, "op": "quit"}     ends the process, as the end of stdin does
 
-`model`, `prompt` and `out_dir` are needed; everything else may be left out. Whatever libraries print goes to stderr.
+`model`, `prompt` and `out_dir` are needed; everything else may be left out, also `vae`, `clip_skip`, `max_token_length`
+and `v_parameterization`, which mean what they mean to `gen_img`. Whatever libraries print goes to stderr.
 """
 
 import errno
@@ -30,6 +31,7 @@ from typing import Any, TextIO
 import torch
 
 from backend.errors import UserError
+from backend.families.base import LoadOptions
 from backend.generate.images import describe, save_png
 from backend.generate.pipeline import GenerationModel, load_generation_model
 from backend.generate.prompts import Request
@@ -49,11 +51,12 @@ KINDS: Mapping[str, tuple[type, ...]] = {
     "count": (int,),
 }
 OTHERS = ("id", "op", "model", "revision", "loras", "precision", "out_dir", "batch_size")
+MODEL_KINDS: Mapping[str, type] = {"vae": str, "clip_skip": int, "max_token_length": int, "v_parameterization": bool}
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The model in memory and what it was loaded as: path, revision, precision, time of change."""
+    """The model in memory and what it was loaded as: path, revision, precision, time of change, options."""
 
     key: tuple[object, ...]
     generator: GenerationModel
@@ -139,11 +142,13 @@ class Worker:
             raise UserError(f"{precision!r} is unknown; choose one of {', '.join(DTYPES)}", field="precision")
         source, revision = request["model"], request.get("revision")
         changed = Path(source).stat().st_mtime_ns if Path(source).exists() else None
-        key = (source, revision, precision, changed)
+        options = read_options(request)
+        key = (source, revision, precision, changed, options)
         if self.loaded is None or self.loaded.key != key:
             self.unload()
             self.tell(request.get("id"), "phase", name="loading")
-            self.loaded = Loaded(key, load_generation_model(source, revision, self.device, DTYPES[precision]))
+            loaded = load_generation_model(source, revision, self.device, DTYPES[precision], options)
+            self.loaded = Loaded(key, loaded)
         return self.loaded.generator
 
     def unload(self) -> None:
@@ -168,9 +173,10 @@ def read_request(request: Mapping[str, Any]) -> Request:
     for name in ("model", "prompt", "out_dir"):
         if not isinstance(request.get(name), str):
             raise UserError("is needed, as text", field=name)
-    unknown = [name for name in request if name not in KINDS and name not in OTHERS]
+    known = (*KINDS, *OTHERS, *MODEL_KINDS)
+    unknown = [name for name in request if name not in known]
     if unknown:
-        raise UserError(f"is unknown; there are {', '.join((*KINDS, *OTHERS))}", field=unknown[0])
+        raise UserError(f"is unknown; there are {', '.join(known)}", field=unknown[0])
     for name, kinds in KINDS.items():
         value = request.get(name)
         if name in request and (not isinstance(value, kinds) or isinstance(value, bool)):
@@ -182,6 +188,23 @@ def read_request(request: Mapping[str, Any]) -> Request:
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError("is a number of pictures, at least 1", field="batch_size")
     return Request(**{name: request[name] for name in KINDS if name in request})
+
+
+def read_options(request: Mapping[str, Any]) -> LoadOptions:
+    """What a request asks of its model beyond the model itself.
+
+    Raises:
+        UserError: something is of the wrong kind.
+    """
+    found = {name: request[name] for name in MODEL_KINDS if request.get(name) is not None}
+    for name, value in found.items():
+        if type(value) is not MODEL_KINDS[name]:
+            raise UserError(f"{value!r} is of the wrong kind", field=name)
+    if found.get("max_token_length", 75) not in (75, 150, 225):
+        raise UserError("must be 75, 150 or 225", field="max_token_length")
+    if found.get("clip_skip", 1) < 1:
+        raise UserError("must be at least 1", field="clip_skip")
+    return LoadOptions(**found)
 
 
 def is_lora(value: object) -> bool:

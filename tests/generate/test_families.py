@@ -1,5 +1,7 @@
 """Pictures of Stable Diffusion 2 and XL: those of diffusers' own pipelines, whatever file they are from."""
 
+import io
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from backend.families.base import load_model, save_diffusers, save_single_file
 from backend.families.build import random_model
 from backend.generate.pipeline import GenerationModel, decode, denoise, load_generation_model, resolve
 from backend.generate.prompts import Request
+from backend.generate.worker import Worker
 
 KINDS = [("sd2", "epsilon"), ("sd2", "v_prediction"), ("sdxl", "epsilon"), ("sdxl", "v_prediction")]
 STOCK = {
@@ -73,6 +76,29 @@ def test_prompts_may_be_encoded_elsewhere() -> None:
         return conditioning
 
     assert torch.equal(denoise(hot.model, request, [1], encode=encode), plain) and told == [2]
+
+
+def test_the_worker_draws_with_the_models_options(folder: Path, tmp_path: Path) -> None:
+    answers = io.StringIO()
+    worker = Worker(answers)
+    request = {
+        "op": "generate",
+        "model": str(folder),
+        "prompt": "a disc",
+        "out_dir": str(tmp_path),
+        "steps": 1,
+        "seed": 1,
+    }
+    worker.answer({"id": 1, **request})
+    first = worker.loaded
+    worker.answer({"id": 2, **request, "max_token_length": 150, "clip_skip": 2, "precision": "float"})
+    assert worker.loaded is not first and worker.loaded.generator.model.max_token_length == 150
+    for wrong in ({"clip_skip": "2"}, {"max_token_length": 80}, {"clip_skip": 9}, {"vae": "/no/vae.pt"}):
+        worker.answer({"id": 3, **request, **wrong})
+    told = [json.loads(line) for line in answers.getvalue().splitlines()]
+    assert [event["id"] for event in told if event["event"] == "done"] == [1, 2]
+    fields = [event["field"] for event in told if event["event"] == "error"]
+    assert fields == ["clip_skip", "max_token_length", "clip_skip", "/no/vae.pt"]
 
 
 def test_gen_img_draws_with_the_models_options(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
