@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backend.job_runner import boot, identity, process_fields
+from backend.workspace import WEIGHTS
 
 STATES = ("queued", "running", "finished", "failed", "interrupted", "stopped")
+PARTIAL = re.compile(r"-(\d{6}|step\d{8})$")
 JOB_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 
 
@@ -78,7 +80,9 @@ def read_job(folder: Path) -> Job | None:
     alive = is_alive(folder)
     code, ended = _read_exit(folder)
     if ended is not None:
-        state = "stopped" if asked else "finished" if code == 0 else "failed"
+        # A stop that came too late to change anything is not what ended the job.
+        whole = code == 0 and (not asked or _has_final_file(folder))
+        state = "finished" if whole else "stopped" if asked else "failed"
     elif alive:
         state = "running"
     elif asked:
@@ -121,6 +125,15 @@ def _group_lives(group: int) -> bool:
         if fields is not None and fields[2] == str(group):
             return True
     return False
+
+
+def _has_final_file(folder: Path) -> bool:
+    """Whether weights lie there that are not those of an epoch or of the step at which a run was stopped."""
+    try:
+        files = list((folder / "output").iterdir())
+    except OSError:
+        return False
+    return any(path.suffix in WEIGHTS and path.name[0] != "." and not PARTIAL.search(path.stem) for path in files)
 
 
 def _modified(path: Path) -> float | None:

@@ -41,6 +41,7 @@ class RunPanel:
     log: gr.Textbox
     watch: gr.State
     timer: gr.Timer
+    deletion: "Deletion"
 
     @property
     def outputs(self) -> list[Any]:
@@ -54,7 +55,18 @@ class RunPanel:
             self.files,
             self.log,
             self.timer,
+            self.deletion.ask,
         ]
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """The widgets that delete the run that is looked at, once they have asked again."""
+
+    ask: gr.Button
+    confirm: gr.Row
+    really: gr.Button
+    keep: gr.Button
 
 
 def draw_panel(services: Services, command: str, verb: str, idle: tuple[str, str]) -> RunPanel:
@@ -100,13 +112,34 @@ def draw_panel(services: Services, command: str, verb: str, idle: tuple[str, str
         label="Files", file_count="multiple", interactive=False, visible=False, elem_id="files", type="filepath"
     )
     jobs = gr.Radio([], label="Runs", elem_id="jobs", visible=False)
+    deletion = _draw_deletion()
     with gr.Accordion("Log", open=True, elem_id="log-box"):
         log = gr.Textbox(show_label=False, lines=8, max_lines=8, autoscroll=True, elem_id="log", container=False)
     panel = RunPanel(
-        command, start, stop, problems, jobs, status, plot, samples, files, log, gr.State(Watch()), gr.Timer(TICK)
+        command=command,
+        start=start,
+        stop=stop,
+        problems=problems,
+        jobs=jobs,
+        status=status,
+        plot=plot,
+        samples=samples,
+        files=files,
+        log=log,
+        watch=gr.State(Watch()),
+        timer=gr.Timer(TICK),
+        deletion=deletion,
     )
     _connect(services, panel, idle)
     return panel
+
+
+def _draw_deletion() -> Deletion:
+    ask = gr.Button("Delete this run", size="sm", visible=False, elem_id="run-delete")
+    with gr.Row(visible=False, elem_id="run-confirm") as confirm:
+        really = gr.Button("Delete it and its files for good", variant="stop", size="sm", elem_id="run-really")
+        keep = gr.Button("Keep it", size="sm", elem_id="run-keep")
+    return Deletion(ask, confirm, really, keep)
 
 
 def refresh(services: Services, panel: RunPanel, watch: Watch, idle: tuple[str, str]) -> list[Any]:
@@ -125,9 +158,10 @@ def refresh(services: Services, panel: RunPanel, watch: Watch, idle: tuple[str, 
     busy = any(other.active for other in jobs)
     timer = gr.update(value=TICK if busy else IDLE_TICK) if watch.changed("busy", busy) else gr.skip()
     if job is None:
-        return [watch, gr.skip(), listing, _nothing(watch, idle), *_hide_all(watch), timer]
+        return [watch, gr.skip(), listing, _nothing(watch, idle), *_hide_all(watch), timer, _ended(watch, False)]
     watching.follow(services.jobs, watch, job)
-    return [watch, _stop_button(watch, job), listing, _status(services, watch, job), *_parts(watch, job), timer]
+    parts = [_status(services, watch, job), *_parts(watch, job), timer, _ended(watch, not job.active)]
+    return [watch, _stop_button(watch, job), listing, *parts]
 
 
 def _connect(services: Services, panel: RunPanel, idle: tuple[str, str]) -> None:
@@ -138,7 +172,21 @@ def _connect(services: Services, panel: RunPanel, idle: tuple[str, str]) -> None
 
     def look(watch: Watch, job_id: Any) -> list[Any]:
         watch.look_at(str(job_id))
-        return refresh(services, panel, watch, idle)
+        return [*refresh(services, panel, watch, idle), gr.update(visible=False)]
+
+    def ask(watch: Watch) -> list[Any]:
+        watch.seen["asked"] = watch.job_id
+        return [watch, gr.update(visible=True)]
+
+    def delete(watch: Watch) -> list[Any]:
+        # The question was about one run: should the view have turned to another, it was not about that one.
+        try:
+            if watch.seen.get("asked") == watch.job_id:
+                services.jobs.delete(watch.job_id)
+                watch.look_at("")
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return [*refresh(services, panel, watch, idle), gr.update(visible=False)]
 
     def stop(watch: Watch) -> list[Any]:
         try:
@@ -155,12 +203,22 @@ def _connect(services: Services, panel: RunPanel, idle: tuple[str, str]) -> None
     panel.jobs.input(
         look,
         [panel.watch, panel.jobs],
-        panel.outputs,
+        [*panel.outputs, panel.deletion.confirm],
         preprocess=False,
         api_name=f"{panel.command}_look",
         **quiet,
     )
     panel.stop.click(stop, panel.watch, panel.outputs, api_name=f"{panel.command}_stop", **quiet)
+    ask_again = panel.deletion.confirm
+    panel.deletion.ask.click(
+        ask, panel.watch, [panel.watch, ask_again], api_name=f"{panel.command}_delete_ask", **quiet
+    )
+    panel.deletion.keep.click(
+        lambda: gr.update(visible=False), None, ask_again, api_name=f"{panel.command}_delete_keep", **quiet
+    )
+    panel.deletion.really.click(
+        delete, panel.watch, [*panel.outputs, ask_again], api_name=f"{panel.command}_delete", **quiet
+    )
 
 
 def begin(services: Services, panel: RunPanel, watch: Watch, toml: Callable[[Any], str], title: str) -> Job:
@@ -182,6 +240,11 @@ def _label(job: Job) -> str:
 def _stop_button(watch: Watch, job: Job) -> Any:
     shown = ("Kill" if job.stopping else "Stop", job.active)
     return gr.update(value=shown[0], interactive=shown[1]) if watch.changed("stop", shown) else gr.skip()
+
+
+def _ended(watch: Watch, ended: bool) -> Any:
+    """The button that deletes a run is there once the run has ended."""
+    return gr.update(visible=ended) if watch.changed("ended", ended) else gr.skip()
 
 
 def _nothing(watch: Watch, idle: tuple[str, str]) -> Any:

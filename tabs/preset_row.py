@@ -101,8 +101,8 @@ def choices(services: Services, form_class: Any) -> list[tuple[str, str]]:
 
 def connect_presets(services: Services, row: PresetRow, form: Form) -> None:
     """Connect the row with its form."""
-    _connect_toml(row, form)
     root, kind = services.workspace.root, form.command_class
+    _connect_toml(row, form, root)
     unfilled = [gr.skip()] * len(form.widgets)
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -174,7 +174,21 @@ def connect_presets(services: Services, row: PresetRow, form: Form) -> None:
     )
 
 
-def _connect_toml(row: PresetRow, form: Form) -> None:
+def warning_of(values: Mapping[str, Any], root: Path) -> str:
+    """Comments for the head of an exported toml that say what in it holds in this workspace only."""
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, str) and Path(value).is_relative_to(root):
+            lines.append(f"# {name} names a file of this workspace; elsewhere, bring it along and change the path.")
+            try:
+                text = Path(value).read_text(encoding="utf-8") if name == "sample_prompts" else ""
+            except (OSError, UnicodeDecodeError):
+                text = ""
+            lines += [f"#   {line}" for line in text.splitlines()]
+    return "\n".join([*lines, ""]) if lines else ""
+
+
+def _connect_toml(row: PresetRow, form: Form, root: Path) -> None:
     kind = form.command_class
     unfilled = [gr.skip()] * len(form.widgets)
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -196,7 +210,8 @@ def _connect_toml(row: PresetRow, form: Form) -> None:
 
     def export(name: str | None, *shown: Any) -> list[Any]:
         try:
-            text = to_toml(presets.checked(kind, read_changed(form, shown), ""), kind)
+            values = presets.checked(kind, read_changed(form, shown), "")
+            text = warning_of(values, root) + to_toml(values, kind)
         except UserError as error:
             return [complaint(error), "", ""]
         return ["", f"{make_slug(name or kind.command)}.toml", text]

@@ -1,5 +1,6 @@
 """The Train tab: preset, dataset, options; Train and Stop; the run to look at."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -14,7 +15,7 @@ from backend.config.base import Leaf
 from backend.config.train import TrainNetwork
 from backend.errors import ConfigError, UserError
 from backend.serving import Services
-from backend.workspace import PROJECT, Workspace
+from backend.workspace import DEMO_DATASET, PROJECT, Workspace
 from tabs import datasets
 from tabs.dataset_box import DatasetBox, draw_dataset_box, read_settings, resolution_for, show
 from tabs.form import Form, draw_form, draw_search, plain
@@ -29,6 +30,7 @@ IDLE = (
     "Press Train: the demo model and its dataset are ready, and take a few minutes on any machine. "
     "Or upload pictures of your own first.",
 )
+SHIPPED_PROMPTS = (f"{DEMO_DATASET}/prompts.txt",)
 TEXT_BYTES = 64 * 1024
 
 
@@ -196,24 +198,35 @@ def _codec(workspace: Workspace) -> tuple[Callable[[Any], str], Callable[[Any], 
         return str(path) if text is None else text.strip()
 
     def kept(text: Any) -> str | None:
-        lines = [line.strip() for line in str(text or "").splitlines() if line.strip()]
+        lines = prompt_lines(text)
         if not lines:
             return None
         if len(lines) == 1 and lines[0].lower().endswith(".txt"):
             return lines[0]
+        for shipped in SHIPPED_PROMPTS:
+            # Named as it is shipped, so that a preset with it holds everywhere.
+            if prompt_lines(read_text(str(PROJECT / shipped), roots)) == lines:
+                return shipped
         data = ("\n".join(lines) + "\n").encode()
         path = folder / f"{hashlib.sha256(data).hexdigest()[:16]}.txt"
         if not path.exists():
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
             try:
                 folder.mkdir(exist_ok=True)
-                temporary = path.with_suffix(f".{os.getpid()}.tmp")
                 temporary.write_bytes(data)
                 os.replace(temporary, path)
             except OSError as error:
-                raise ValueError(f"cannot be kept: {error.strerror}") from error
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise ValueError(f"cannot be kept: {error.strerror}; free some space") from error
         return str(path)
 
     return shown, kept
+
+
+def prompt_lines(text: Any) -> list[str]:
+    """The lines of a text that hold something."""
+    return [line.strip() for line in str(text or "").splitlines() if line.strip()]
 
 
 def read_text(path: str, roots: Collection[Path]) -> str | None:

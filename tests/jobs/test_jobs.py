@@ -136,6 +136,20 @@ def test_stop_lets_a_job_save_and_counts_as_stopped(jobs, until):
     assert jobs.get(job.id).state == "stopped" and "state saved" in log(jobs, job)
 
 
+@pytest.mark.parametrize(
+    ("file", "state"),
+    [("last.safetensors", "finished"), ("last-step00000007.safetensors", "stopped"), ("last-000002.pt", "stopped")],
+)
+def test_a_job_that_was_done_when_it_was_asked_to_stop_is_finished(jobs, until, file, state):
+    job = jobs.start("c", POLITE)
+    jobs.dispatch()
+    until(lambda: "started" in log(jobs, job))
+    (job.output / file).write_bytes(b"weights")
+    jobs.stop(job.id)
+    until(lambda: not jobs.get(job.id).active)
+    assert (jobs.get(job.id).state, jobs.get(job.id).exit_code) == (state, 0)
+
+
 def test_a_second_stop_kills_the_whole_group(jobs, until):
     job = jobs.start("c", DEAF)
     jobs.dispatch()

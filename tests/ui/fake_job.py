@@ -40,10 +40,12 @@ def main(folder: Path) -> int:
             picture.parent.mkdir(exist_ok=True)
             Image.new("RGB", (64, 64), (step, 128, 128)).save(picture)
             events.emit("sample", path=str(picture), prompt="<img src=x onerror=alert(1)>", step=step, index=0)
-    file = output / f"{save.get('output_name', 'last')}.safetensors"
+    whole = step == total
+    name = save.get("output_name", "last")
+    file = output / f"{name if whole else f'{name}-step{step:08d}'}.safetensors"
     file.write_bytes(b"weights" * 64)
-    events.emit("file", path=str(file), step=total, epoch=2, final=True)
-    return 0
+    events.emit("file", path=str(file), step=step, epoch=2, final=whole)
+    return 0 if whole else 130
 
 
 if __name__ == "__main__":

@@ -79,6 +79,47 @@ def test_train_with_nothing_edited_runs_the_demo_preset(open_page: Callable[...,
     assert Path(download.value.path()).read_bytes() == b"weights" * 64
 
 
+def test_an_ended_run_is_deleted_once_it_is_asked_for_twice(open_page: Callable[..., Page], workspace: Path) -> None:
+    page = open_page()
+    before = jobs_of(workspace)
+    set_option(page, "max_train_steps", "400")
+    page.click(START)
+    expect(page.locator(f"{STATUS} .state")).to_have_text("running")
+    expect(page.locator("#run-delete")).not_to_be_visible()
+    expect(page.locator(f"{STATUS} .state")).to_have_text("finished")
+    (job,) = set(jobs_of(workspace)) - set(before)
+    page.click("#run-delete")
+    page.click("#run-keep")
+    expect(page.locator("#run-really")).not_to_be_visible()
+    page.click("#run-delete")
+    page.click("#run-really")
+    expect(page.locator("#jobs label")).to_have_count(len(before))
+    expect(page.locator("#run-really")).not_to_be_visible()
+    assert not job.exists() and jobs_of(workspace) == before
+
+
+def test_an_exported_toml_says_what_holds_in_this_workspace_only(
+    open_page: Callable[..., Page], workspace: Path
+) -> None:
+    def exported(page: Page) -> str:
+        with page.expect_download() as download:
+            page.click("#preset-export")
+        return Path(download.value.path()).read_text()
+
+    page = open_page()
+    expect(page.locator("#option-network_dim input")).to_have_value("16")
+    text = exported(page)
+    assert tomllib.loads(text)["samples"]["sample_prompts"] == "backend/demo/dataset/prompts.txt" and "#" not in text
+    assert not (workspace / "prompts").exists()
+    set_option(page, "sample_prompts", "a red fox --s 5")
+    text = exported(page)
+    assert tomllib.loads(text)["samples"]["sample_prompts"].startswith(str(workspace))
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    assert comments[0].startswith("# sample_prompts names a file of this workspace") and comments[1:] == [
+        "#   a red fox --s 5"
+    ]
+
+
 def test_a_closed_tab_loses_nothing_and_a_restarted_server_finds_the_job(
     open_page: Callable[..., Page], tmp_path: Path
 ) -> None:
