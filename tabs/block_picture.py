@@ -142,7 +142,13 @@ def with_ranks(picture: Picture, ranks: Sequence[int]) -> str:
 
 
 def _merged(picture: Picture, changes: Mapping[str, str | None]) -> dict[str, str]:
-    pairs = {key: value for key, value in (picture.pairs | changes).items() if value is not None}
+    """The pairs with changes, the blocks' behind all others; None takes a key away."""
+    if not changes:
+        return picture.pairs
+    given = picture.pairs | changes
+    ours = (*RATES, RANKS)
+    names = [*(name for name in given if name not in ours), *(name for name in ours if name in given)]
+    pairs = {name: value for name in names if (value := given[name]) is not None}
     if THRESHOLD in pairs and not any(name in pairs for name in RATES):
         # A threshold without rates is refused, and is not ours to take away.
         pairs["mid_lr_weight"] = ",".join("1" * picture.blocks.mid)

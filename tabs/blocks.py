@@ -20,7 +20,7 @@ from tabs.block_picture import (
     with_values,
 )
 from tabs.form import Form
-from tabs.text import complaint
+from tabs.text import problem_list, problems_of
 
 ONES = "all 1"
 # Every edit sends all that is shown, so that one that follows fast on another does not undo it.
@@ -91,7 +91,7 @@ def connect_blocks(form: Form, box: BlockBox) -> Callable[..., list[Any]]:
         try:
             picture = read_picture(_choices(shown))
         except UserError as error:
-            return [complaint(error), *[gr.update(interactive=False)] * 3]
+            return [problem_list(problems_of(error)[:1]), *[gr.update(interactive=False)] * 3]
         ranked = gr.update(interactive=picture.ranked)
         return [draw_picture(picture), gr.update(interactive=True), ranked, ranked]
 
@@ -107,10 +107,13 @@ def connect_blocks(form: Form, box: BlockBox) -> Callable[..., list[Any]]:
         return changed(lambda picture: with_values(picture, rates, ranks), shown)
 
     def preset(event: gr.EventData, curve: str, added: float | None, parts: list[str], *shown: Any) -> Any:
+        # The target is a session's copy of the button.
+        pressed = event.target.elem_id if event.target else ""
+
         def change(picture: Picture) -> str:
-            if event.target is box.set_rates:
+            if pressed == box.set_rates.elem_id:
                 return with_curve(picture, "" if curve == ONES else curve, added or 0, parts)
-            if event.target is box.rising:
+            if pressed == box.rising.elem_id:
                 return with_ranks(picture, rising_ranks(picture.blocks, picture.dim))
             return with_ranks(picture, [picture.dim] * picture.blocks.count)
 

@@ -188,6 +188,7 @@ CSS = """
 @media (max-width: 600px) {
   .unet { --inset: 3px; gap: 6px; }
   .unet .head, .unet .cell { grid-template-columns: 1.4em 1fr 1fr; gap: 3px; }
+  .unet .head { grid-template-columns: auto 1fr 1fr; text-align: right; padding-right: 6px; }
   .unet .head b { grid-column: 1; }
   .unet .rate { grid-column: 1 / -1; grid-row: 2; height: 4px; }
   .unet input { padding: 5px 4px; }
