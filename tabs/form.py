@@ -155,6 +155,7 @@ def draw_form(
     skip: Collection[str] = (),
     special: Mapping[str, Callable[[Leaf], Component]] | None = None,
     opened: Collection[str] = (),
+    below: Mapping[str, Callable[[], None]] | None = None,
 ) -> Form:
     """Make the widgets within the current Blocks: a section's basic options in sight, the advanced ones folded away.
 
@@ -163,6 +164,7 @@ def draw_form(
         skip: options that the tab sets by itself.
         special: options, by their widget hint or name, that the tab draws in a way of its own.
         opened: sections, by attribute name, that are unfolded at first; all if none is named.
+        below: draw what the tab has below an option that stands alone in its row.
     """
     known = {name: leaf for name, leaf in leaves(command_class).items() if name not in skip}
     form = Form(command_class, known)
@@ -171,12 +173,12 @@ def draw_form(
         unfolded = not opened or section in opened
         with gr.Accordion(group[0].title, open=unfolded, elem_classes=["section"], elem_id=f"section-{section}") as box:
             form.groups.append((box, tuple(leaf.name for leaf in group), unfolded))
-            _draw_options(form, [leaf for leaf in group if not leaf.advanced], special or {})
+            _draw_options(form, [leaf for leaf in group if not leaf.advanced], special or {}, below or {})
             advanced = [leaf for leaf in group if leaf.advanced]
             if advanced:
                 with gr.Accordion("Advanced", open=False, elem_classes=["advanced"]) as more:
                     form.groups.append((more, tuple(leaf.name for leaf in advanced), False))
-                    _draw_options(form, advanced, special or {})
+                    _draw_options(form, advanced, special or {}, below or {})
     # Rows put switches behind the other options; everyone else counts in the order of declaration.
     form.widgets = {name: form.widgets[name] for name in known}
     return form
@@ -227,7 +229,12 @@ def _step(leaf: Leaf) -> float:
     return min(1.0, 10.0 ** math.floor(math.log10(abs(leaf.default))))
 
 
-def _draw_options(form: Form, group: list[Leaf], special: Mapping[str, Callable[[Leaf], Component]]) -> None:
+def _draw_options(
+    form: Form,
+    group: list[Leaf],
+    special: Mapping[str, Callable[[Leaf], Component]],
+    below: Mapping[str, Callable[[], None]],
+) -> None:
     def make(leaf: Leaf) -> None:
         maker = special.get(leaf.name) or special.get(leaf.widget) or widget
         form.widgets[leaf.name] = maker(leaf)
@@ -245,6 +252,8 @@ def _draw_options(form: Form, group: list[Leaf], special: Mapping[str, Callable[
                 make(leaf)
     for leaf in several:
         make(leaf)
+        if leaf.name in below:
+            below[leaf.name]()
     if switches:
         with gr.Row(elem_classes=["options"]):
             for leaf in switches:

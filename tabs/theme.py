@@ -156,6 +156,44 @@ CSS = """
   max-width: 100%; white-space: nowrap;
   overflow: hidden; text-overflow: ellipsis; }
 .lora-row { align-items: end; }
+.unet { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 6px 14px; max-width: 760px; }
+.unet .side { display: flex; flex-direction: column; gap: 3px; min-width: 0; }
+.unet .mid { grid-column: 1 / -1; justify-self: center; width: calc(50% + 7px); }
+.unet .head, .unet .cell { display: grid; grid-template-columns: 1.5em minmax(0, 1fr) 3.6em 3.2em; gap: 4px;
+  align-items: center; }
+.unet .head { font-size: .76rem; color: var(--body-text-color-subdued); text-align: center; }
+.unet .head b { grid-column: 1 / 3; text-align: left; }
+.unet .cell { min-height: 28px; padding: 2px 3px; border-radius: 6px; border: 1px solid var(--block-border-color);
+  background: var(--block-background-fill); }
+.unet .down .cell { margin-left: calc(var(--level) * var(--inset, 14px)); }
+.unet .up .cell { margin-right: calc(var(--level) * var(--inset, 14px)); }
+.unet i { font-style: normal; font-size: .76rem; text-align: right; color: var(--body-text-color-subdued);
+  font-variant-numeric: tabular-nums; }
+.unet .rate { height: 8px; border-radius: 4px; overflow: hidden;
+  background: color-mix(in srgb, var(--body-text-color) 10%, transparent); }
+.unet .rate::after { content: ""; display: block; height: 100%; width: calc(var(--rate) * 100%);
+  background: var(--primary-500); transition: width .2s; }
+.unet input { width: 100%; min-width: 0; padding: 1px 3px; border: 1px solid var(--input-border-color);
+  border-radius: 4px; background: var(--input-background-fill); color: var(--body-text-color); font-size: .82rem;
+  text-align: right; font-variant-numeric: tabular-nums; appearance: textfield; -moz-appearance: textfield; }
+.unet input::-webkit-inner-spin-button, .unet input::-webkit-outer-spin-button { appearance: none; margin: 0; }
+.unet input:focus { outline: 2px solid var(--primary-400); outline-offset: -1px; }
+.unet input:disabled { border-color: transparent; background: none; color: var(--body-text-color-subdued); }
+.unet .cell.none { opacity: .45; border-style: dashed; min-height: 20px; }
+.unet .cell.off { border-style: dashed; background: none; }
+.unet .cell.off i { text-decoration: line-through; }
+.unet .cell.off .rate::after { background: var(--neutral-400); }
+#blocks-parts .wrap { flex-direction: row; flex-wrap: wrap; }
+.sizes { margin-top: 10px; display: flex; flex-direction: column; gap: 6px; }
+@media (max-width: 600px) {
+  .unet { --inset: 3px; gap: 6px; }
+  .unet .head, .unet .cell { grid-template-columns: 1.4em 1fr 1fr; gap: 3px; }
+  .unet .head { grid-template-columns: auto 1fr 1fr; text-align: right; padding-right: 6px; }
+  .unet .head b { grid-column: 1; }
+  .unet .rate { grid-column: 1 / -1; grid-row: 2; height: 4px; }
+  .unet input { padding: 5px 4px; }
+  .unet .mid { width: 60%; }
+}
 footer { opacity: .7; }
 #run-column { flex-wrap: nowrap; scrollbar-width: thin; }
 #run-column > * { flex-shrink: 0; max-width: 100%; }

@@ -17,6 +17,7 @@ from backend.errors import ConfigError, UserError
 from backend.serving import Services
 from backend.workspace import DEMO_DATASET, PROJECT, Workspace
 from tabs import datasets
+from tabs.blocks import BlockBox, connect_blocks, draw_block_box, inputs_of, outputs_of
 from tabs.dataset_box import DatasetBox, draw_dataset_box, read_settings, resolution_for, show
 from tabs.form import Form, draw_form, draw_search, plain
 from tabs.panel import RunPanel, begin, draw_panel, refresh
@@ -38,6 +39,7 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
     """Draw the tab, within itself."""
     workspace = services.workspace
     keep = _codec(workspace)
+    blocks: list[BlockBox] = []
     with gr.Row(elem_id="train-columns"):
         with gr.Column(scale=6, min_width=480):
             row = draw_preset_row(services, TrainNetwork, PRESET)
@@ -48,6 +50,7 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
                 skip=("dataset_config", "output_dir"),
                 special={"model": _model_widget(workspace), "sample_prompts": _prompts_widget},
                 opened=("model", "network", "optim", "samples"),
+                below={"network_args": lambda: blocks.append(draw_block_box())},
             )
             with search:
                 draw_search(form)
@@ -59,6 +62,7 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
     panel.start.interactive = False
     connect_presets(services, row, form)
     _connect(services, form, box, panel)
+    draw_blocks = connect_blocks(form, blocks[0])
 
     def opened(preset: str | None, dataset: str | None) -> list[Any]:
         """What a fresh page shows: the chosen preset, and choices as they are now."""
@@ -80,6 +84,13 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
         [row.choice, panel.start, *form.inputs, *box.view],
         show_progress="hidden",
         api_name="train_opened",
+        api_visibility="private",
+    ).then(
+        draw_blocks,
+        inputs_of(form),
+        outputs_of(blocks[0]),
+        show_progress="hidden",
+        api_name="blocks_opened",
         api_visibility="private",
     )
 

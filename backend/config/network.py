@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -17,6 +17,9 @@ RATES = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
 
 class CommonArgs(Section):
     """Arguments of every kind of network"""
+
+    # Products of two factors that a module's change is made of.
+    pairs: ClassVar[int] = 1
 
     down_lr_weight: str | None = None
     """Weights of the learning rate for the blocks on the way down: 12 numbers with commas between them (9 for SDXL), or
@@ -131,6 +134,8 @@ class DyloraArgs(ConvArgs, PlusArgs):
 
 class LohaArgs(BlockArgs):
     """Arguments of networks.loha"""
+
+    pairs: ClassVar[int] = 2
 
 
 NETWORK_ARGS: dict[str, type[CommonArgs]] = {

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from backend.errors import UserError
-from backend.lora.header import METADATA_KEY, pack_header, parse_header, read_header
+from backend.header import METADATA_KEY, pack_header, parse_header, read_header
 from backend.lora.layer import Layer, LoraLayer
 from backend.lora.loha import LohaLayer
 from backend.lora.metadata import hashes

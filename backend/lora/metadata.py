@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from backend.lora.header import METADATA_KEY, pack_header, read_header
+from backend.header import METADATA_KEY, pack_header, read_header
 
 MODEL_HASH, LEGACY_HASH = "sshs_model_hash", "sshs_legacy_hash"
 # The old hash of the WebUI's extension covers these bytes of the file and nothing else.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.config.network import network_options
+from backend.config.ranks import has_conv, module_rank, ranks_of_blocks, rate_weights
 from backend.errors import UserError
 from backend.lora.file import layers_of, read_tensors, tensors_of
 from backend.lora.layer import Layer
@@ -16,11 +17,10 @@ from backend.lora.spelling import family_of
 from backend.networks.base import Network, Place, Rates, check_keys
 from backend.networks.dropout import DropoutRates
 from backend.networks.modules import FoundModule, TextEncoders, find_modules, unet_shape
-from backend.tables.blocks import SD, BlockRank, Blocks, block_ranks, lr_weights
+from backend.tables.blocks import SD
+from backend.tables.sizes import TITLES
 
 DEFAULT_DIM = 4
-DEFAULT_CONV_ALPHA = 1.0
-TITLES = {"sd1": "Stable Diffusion 1", "sd2": "Stable Diffusion 2", "sdxl": "Stable Diffusion XL"}
 
 Parts = tuple[TextEncoders, nn.Module | None]
 
@@ -75,7 +75,7 @@ def build_network(
     ranks = ranks_of_blocks(options, blocks, dim, alpha, weights)
     adapters = []
     for key, where in found.items():
-        rank, own_alpha = _size(where, ranks, (dim, alpha), _has_conv(options))
+        rank, own_alpha = module_rank(where.target, ranks, (dim, alpha), has_conv(options))
         if rank:
             place = Place(len(adapters), where.encoder, where.target.block)
             adapters.append(kind.adapter(key, where.module, multiplier, rank, own_alpha, generator, place))
@@ -156,53 +156,6 @@ def check_fit(layers: Mapping[str, Layer], found: Mapping[str, FoundModule], fie
             )
 
 
-def rate_weights(options: Any, blocks: Blocks) -> tuple[float, ...] | None:
-    """The weight of each block's learning rate, None if none is given.
-
-    Raises:
-        UserError: naming the argument that is wrong.
-    """
-    texts = (options.down_lr_weight, options.mid_lr_weight, options.up_lr_weight)
-    if all(text is None for text in texts):
-        return None
-    return _checked(lambda: lr_weights(blocks, *texts, options.block_lr_zero_threshold))
-
-
-def ranks_of_blocks(
-    options: Any, blocks: Blocks, dim: int, alpha: float | None, weights: tuple[float, ...] | None
-) -> tuple[BlockRank, ...]:
-    """Ranks and alphas of each block. A kind that has no ranks by block has the same everywhere.
-
-    Raises:
-        UserError: naming the argument that is wrong.
-    """
-    names = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
-    lists = tuple(getattr(options, name, None) for name in names)
-    conv_alpha = DEFAULT_CONV_ALPHA if options.conv_alpha is None else options.conv_alpha
-    everywhere = BlockRank(dim, alpha or 0.0, options.conv_dim or 0, conv_alpha)
-    return _checked(lambda: block_ranks(blocks, everywhere, lists, weights))
-
-
-def _has_conv(options: Any) -> bool:
-    """Whether 3x3 convolutions are trained, and with them the layers that LierLa leaves out."""
-    return options.conv_dim is not None or getattr(options, "conv_block_dims", None) is not None
-
-
-def _size(
-    found: FoundModule, ranks: tuple[BlockRank, ...], text: tuple[int, float | None], conv: bool
-) -> tuple[int, float | None]:
-    """Rank and alpha of one module; rank 0 leaves it out.
-
-    The convolutions' apply to 3x3 alone, not to the 1x1 and linear layers around them.
-    """
-    if found.encoder is not None:
-        return text
-    if found.target.conv_only and not conv:
-        return 0, None
-    block = ranks[found.target.block]
-    return (block.conv_dim, block.conv_alpha) if found.target.kind == "conv3x3" else (block.dim, block.alpha)
-
-
 def _rates(options: Any, weights: tuple[float, ...] | None) -> Rates:
     everywhere = getattr(options, "loraplus_lr_ratio", None)
     text, unet = (getattr(options, f"loraplus_{part}_lr_ratio", None) for part in ("text_encoder", "unet"))
@@ -216,15 +169,6 @@ def _dropout(kind: Kind, options: Any, neuron: float | None) -> DropoutRates:
     if neuron is not None and not 0 <= neuron < 1:
         raise UserError(f"must be from 0 to below 1, not {neuron}", field="network_dropout")
     return DropoutRates(neuron or 0.0, options.rank_dropout or 0.0, options.module_dropout or 0.0)
-
-
-def _checked(make: Callable[[], Any]) -> Any:
-    """The plain functions of tables/ say `name: what is wrong`."""
-    try:
-        return make()
-    except ValueError as error:
-        field, _, message = str(error).partition(": ")
-        raise UserError(message, field=field) from None
 
 
 def _whole(name: str, value: Any) -> int | None:

@@ -197,3 +197,14 @@ def block_ranks(
         off = weights is not None and weights[block] == 0
         found.append(BlockRank(0 if off else int(dim), float(alpha), 0 if off else int(conv_dim), float(conv_alpha)))
     return tuple(found)
+
+
+# What the ends of a U-Net have of the middle's rank.
+_LEAST = 0.25
+
+
+def rising_ranks(blocks: Blocks, dim: int) -> tuple[int, ...]:
+    """A rank for every block, rising in a straight line from a quarter of `dim` at both ends to `dim` in the middle."""
+    last = blocks.count - 1
+    heights = (1 - abs(2 * block - last) / last for block in range(blocks.count))
+    return tuple(max(1, round(dim * (_LEAST + (1 - _LEAST) * height))) for height in heights)

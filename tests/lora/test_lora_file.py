@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from backend.errors import UserError
+from backend.header import read_header
 from backend.lora import file as lora_file
 from backend.lora.file import LoraFile, layers_of, read_lora, tensors_of, write_lora
-from backend.lora.header import read_header
 from backend.lora.layer import LoraLayer
 from backend.lora.metadata import file_hashes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from backend.lora.header import read_header
+from backend.header import read_header
 from backend.lora.metadata import TrainingFacts, file_hashes, minimum_metadata, modelspec, training_metadata
 
 REFERENCE = Path(__file__).parents[1] / "data" / "sd15_c3lier_dim1.safetensors"

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from backend.errors import UserError
-from backend.lora.header import read_header
+from backend.header import read_header
 from backend.lora.metadata import file_hashes
 from backend.networks.base import Network
 from backend.networks.lora import LoRAModule, create_network, create_network_from_weights
