@@ -10,31 +10,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from torch import nn
 
 from backend.config.dataset import DatasetConfig
 from backend.data.dataset import TrainingSet
 from backend.errors import ConfigError, UserError
-from backend.families.base import Model, load_model, save_diffusers
+from backend.families.base import load_model, save_diffusers
 from backend.families.build import random_model
-from backend.networks.base import ParameterGroup
 from backend.train.loop import train, training_step
 from backend.train.setup import Run, prepare
 from tests.train.test_step import first_group
 
 KINDS = [("sd1", "epsilon"), ("sd2", "epsilon"), ("sd2", "v_prediction"), ("sdxl", "epsilon"), ("sdxl", "v_prediction")]
-
-
-class Gain(nn.Module):
-    """The least of a network: one trainable number on what the U-Net's first convolution gives."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(()))
-        model.unet.conv_in.register_forward_hook(lambda module, inputs, output: output * self.gain)
-
-    def parameter_groups(self, *rates: float | None) -> list[ParameterGroup]:
-        return [ParameterGroup("unet", [self.gain], rates[-1])]
 
 
 @pytest.fixture(scope="session")
@@ -53,9 +39,8 @@ def folders(tmp_path_factory) -> Callable[[str, str], Path]:
 
 
 @pytest.fixture
-def prepared(config_of, folders, monkeypatch) -> Callable[..., Run]:
-    """prepared(family, prediction_type, option=value, ...): a run that trains `Gain`, whatever the family."""
-    monkeypatch.setattr("backend.train.setup.make_network", lambda config, model, seed, device: Gain(model).to(device))
+def prepared(config_of, folders) -> Callable[..., Run]:
+    """prepared(family, prediction_type, option=value, ...): a run that trains a LoRA on the U-Net."""
 
     def make(family: str, prediction_type: str = "epsilon", **options: object) -> Run:
         own = {"pretrained_model_name_or_path": str(folders(family, prediction_type)), "overwrite": True}
@@ -79,7 +64,7 @@ def test_the_loss_of_a_step_is_the_one_written_out(prepared, family: str, predic
 
     run.model.family = replace(run.model.family, predict=watched)
     loss = training_step(run, 0, group)
-    assert run.network.gain.grad is None and run.network.gain != 1
+    assert any(item.lora_up.weight.any() for item in run.network.unet_loras)
     kept = run.diffusion.alphas_cumprod[seen["timesteps"]].double().view(-1, 1, 1, 1)
     noise = (seen["noisy"].double() - kept.sqrt() * latents) / (1 - kept).sqrt()
     v = kept.sqrt() * noise - (1 - kept).sqrt() * latents
@@ -123,22 +108,15 @@ def test_text_encoders_are_dropped_and_nothing_else_changes(prepared, family: st
     prompts.write_text("a red disc --d 3 --s 2 --n blurry\n", encoding="utf-8")
     options = {"max_train_steps": 3, "sample_prompts": str(prompts), "sample_every_n_steps": 3}
     plain = prepared(family, **options)
-    losses = train_without_saving(plain)
+    losses = train(plain).losses
     pictures = [Image.open(path).tobytes() for path in sorted((plain.outputs.folder / "sample").iterdir())]
     cached = prepared(family, **options, cache_text_encoder_outputs=True)
     assert cached.model.text_encoders == []
-    assert train_without_saving(cached) == pytest.approx(losses, rel=1e-5)
+    assert train(cached).losses == pytest.approx(losses, rel=1e-5)
     again = sorted((cached.outputs.folder / "sample").iterdir())
     assert len(again) == len(pictures) == 1
     pixels = zip(Image.open(again[0]).tobytes(), pictures[0], strict=True)
     assert max(abs(a - b) for a, b in pixels) <= 1 and len(set(pictures[0])) > 20
-
-
-def train_without_saving(run: Run) -> list[float]:
-    """Losses of the run; `Gain` is no network that could be written."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("backend.train.loop.save_network", lambda *arguments: None)
-        return train(run).losses
 
 
 def test_the_memory_of_the_text_encoders_is_given_back(prepared, monkeypatch) -> None:
@@ -191,6 +169,24 @@ def test_stable_diffusion_2_trains_as_it_is(config_of, folders) -> None:
     assert (facts["ss_base_model_version"], facts["modelspec.prediction_type"]) == ("sd_v2_v", "v")
     assert facts["modelspec.architecture"] == "stable-diffusion-v2-768-v/lora"
     assert facts["ss_v2"] == "True"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_stable_diffusion_xl_trains_with_a_rate_for_each_text_encoder(config_of, folders, checkpointing: bool) -> None:
+    source = str(folders("sdxl", "epsilon"))
+    options = {"text_encoder_lr": [1e-3, 0.0], "gradient_checkpointing": checkpointing, "network_args": ["conv_dim=2"]}
+    run = prepare(config_of(pretrained_model_name_or_path=source, max_train_steps=2, overwrite=True, **options))
+    assert run.group_names == ("text_encoder_1", "unet")
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    assert len(train(run).losses) == 2
+    changed = {name for name, value in run.network.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name[:9] for name in changed} == {"lora_te1_", "lora_unet"}
+    assert any("input_blocks" in name for name in changed)
+    with safe_open(run.outputs.final, "pt") as file:
+        facts, names = file.metadata(), set(file.keys())
+    assert names == set(before)
+    assert (facts["ss_base_model_version"], facts["ss_text_encoder_lr"]) == ("sdxl_base_v1-0", "[0.001, 0.0]")
+    assert facts["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
 
 
 @pytest.mark.parametrize(
