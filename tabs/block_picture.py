@@ -86,7 +86,7 @@ def read_picture(choices: Choices) -> Picture:
         UserError: something in `network_args`, or the rank, is wrong.
     """
     module, dim = choices.network_module, choices.network_dim
-    if not isinstance(dim, int | float) or dim != int(dim) or dim < 1:
+    if not isinstance(dim, int | float) or not float(dim).is_integer() or dim < 1:
         raise UserError("must be a whole number from 1", field="network_dim")
     lines = [line.strip() for line in choices.network_args.splitlines() if line.strip()]
     typed, problems = read_network_args(module, lines)

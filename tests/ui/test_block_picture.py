@@ -122,6 +122,6 @@ def test_dylora_has_rates_alone() -> None:
 def test_what_is_wrong_is_one_line(text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         picture(text)
-    for dim in (0, None, 2.5):
+    for dim in (0, None, 2.5, float("inf"), float("nan")):
         with pytest.raises(UserError, match="network_dim"):
             picture(dim=dim)
