@@ -13,8 +13,8 @@ from backend.config.argv import from_argv
 from backend.config.base import read_toml, resolve
 from backend.config.train import TrainNetwork
 from backend.errors import ConfigError, UserError
+from backend.header import read_header
 from backend.lora.file import read_lora
-from backend.lora.header import read_header
 from backend.lora.metadata import file_hashes
 from backend.networks import lora
 from backend.networks.dylora import draw_rank
