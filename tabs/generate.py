@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tabs.text import empty, moment
 LEAVES = leaves(GenImg)
 MULTIPLIERS = (-1.0, 2.0, 0.05)
 MAX_LORAS = 8
+NO_LORA = ("No LoRA yet", "Train one in the Train tab, or put files into the workspace's folder loras.")
 IDLE = ("No picture yet", "Press Generate. Then move a LoRA's slider: the same picture is drawn again when you let go.")
 
 
@@ -61,34 +62,58 @@ class Result:
         return [getattr(self, name) for name in self.__dataclass_fields__]
 
 
+@dataclass(frozen=True)
+class Slot:
+    """The widgets of one LoRA's row."""
+
+    row: gr.Row
+    file: gr.Dropdown
+    slider: gr.Slider
+    remove: gr.Button
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows a browser shows.
+
+    Attributes:
+        shown: for each slot.
+        own: the file that the page has chosen by itself; a row that still has it may be given a newer one.
+    """
+
+    shown: tuple[bool, ...] = (True,) + (False,) * (MAX_LORAS - 1)
+    own: str | None = None
+
+
 def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
-    """Draw the tab, within itself."""
-    slots = gr.State([new_row(services, 0)])
+    """Draw the tab, within itself.
+
+    All rows are there from the start and most are hidden: rows that came and went would take the page's events with
+    them, and with these what somebody presses meanwhile.
+    """
     with gr.Row(elem_id="generate-columns"):
         with gr.Column(scale=5, min_width=400):
             model, prompt, negative = _draw_prompt(services)
             generate = gr.Button("Generate", variant="primary", size="lg", elem_id="generate")
             with gr.Accordion("LoRA", open=True, elem_classes=["section"], elem_id="loras"):
-                rows = gr.Column()
+                path, known = newest(services), lora_choices(services.jobs, services.workspace)
+                nothing = gr.HTML(empty(*NO_LORA), visible=not known)
+                slots = [_draw_slot(number, path, known) for number in range(MAX_LORAS)]
                 add = gr.Button("Add a LoRA", size="sm", elem_id="lora-add")
             settings = _draw_settings(services.workspace, model, prompt, negative)
         with gr.Column(scale=5, min_width=400):
             result = _draw_result()
-    with rows:
-
-        @gr.render(inputs=[slots], concurrency_limit=None, show_progress="hidden")
-        def draw_slots(current: list[dict[str, Any]]) -> None:
-            _draw_slots(services, current, slots, (tab, add, generate, settings, result))
-
-    private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    page.load(lambda rows: renewed(services, rows), slots, slots, api_name="generate_loras", **private)
+    rows = gr.State(Rows(own=path))
+    _connect_rows(services, (page, tab), rows, (nothing, slots, add))
+    _connect_pictures(services, generate, settings, (slots, result))
     gr.on(
         [page.load, tab.select],
         lambda: gr.update(choices=services.workspace.list_models()),
         None,
         model,
         api_name="generate_models",
-        **private,
+        show_progress="hidden",
+        api_visibility="private",
     )
 
 
@@ -240,84 +265,13 @@ def _draw_result() -> Result:
     return Result(gr.State(Canvas()), status, picture, parameters, download, history)
 
 
-def _draw_slots(
-    services: Services,
-    rows: list[dict[str, Any]],
-    slots: gr.State,
-    page: tuple[gr.Tab, gr.Button, gr.Button, Settings, Result],
-) -> None:
-    """Draw a row for each LoRA, and connect everything that needs to know what the rows say.
-
-    A row that is drawn again shows what its state says, so whatever changes the rows writes down what they show first.
-    """
-    tab, add, generate, settings, result = page
-    known = lora_choices(services.jobs, services.workspace)
-    if not known:
-        gr.HTML(empty("No LoRA yet", "Train one in the Train tab, or put files into the workspace's folder loras."))
-    drawn = [(row, *_draw_slot(row, known)) for row in (rows if known else ())]
-    files, sliders = [file for _, file, _, _ in drawn], [slider for _, _, slider, _ in drawn]
-
-    def noted(shown: Sequence[Any]) -> list[dict[str, Any]]:
-        if not drawn:
-            return rows
-        pairs = zip(rows, shown[: len(rows)], shown[len(rows) :], strict=True)
-        return [{**row, "path": path, "multiplier": multiplier} for row, path, multiplier in pairs]
-
-    def more(*shown: Any) -> Any:
-        if len(rows) >= MAX_LORAS:
-            gr.Info(f"{MAX_LORAS} LoRAs at most.")
-            return gr.skip()
-        return [*noted(shown), new_row(services, max((row["id"] for row in rows), default=0) + 1)]
-
-    def less(gone: int, *shown: Any) -> Any:
-        return [row for row in noted(shown) if row["id"] != gone]
-
-    def press(canvas: Canvas, *shown: Any) -> Iterator[list[Any]]:
-        yield from run(services, canvas, shown, again=False)
-
-    def release(canvas: Canvas, *shown: Any) -> Iterator[list[Any]]:
-        yield from run(services, canvas, shown, again=True)
-
-    private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    said = [*files, *sliders]
-    add.click(more, said, slots, api_name="lora_add", **private)
-    for row, _, _, remove in drawn:
-        remove.click(partial(less, row["id"]), said, slots, api_name=f"lora_remove_{row['id']}", **private)
-    tab.select(lambda *shown: renewed(services, noted(shown)), said, slots, api_name="generate_opened", **private)
-    inputs = [result.canvas, *settings.inputs, *said]
-    common: dict[str, Any] = {
-        "show_progress": "hidden",
-        "trigger_mode": "always_last",
-        "concurrency_id": "generate",
-        "concurrency_limit": 1,
-    }
-    gr.on([generate.click, settings.prompt.submit], press, inputs, result.outputs, api_name="generate", **common)
-    if sliders:
-        releases = [slider.release for slider in sliders]
-        gr.on(releases, release, inputs, result.outputs, api_name="generate_again", **common)
-
-
-def new_row(services: Services, number: int) -> dict[str, Any]:
-    """The state of a new row: the newest LoRA, in full."""
-    path = newest(services)
-    return {"id": number, "path": path, "chosen": path, "multiplier": 1.0}
-
-
-def renewed(services: Services, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with what there is now: the only one goes to the newest LoRA, unless somebody has chosen another."""
-    known = [path for _, path in services.workspace.list_loras()]
-    if len(rows) == 1 and rows[0]["path"] == rows[0]["chosen"] and known[:1] != [rows[0]["path"]]:
-        rows = [{**new_row(services, rows[0]["id"]), "multiplier": rows[0]["multiplier"]}]
-    # With the choices, so that the rows are drawn again when there are others.
-    return [{**row, "known": known} for row in rows]
-
-
-def _draw_slot(row: dict[str, Any], known: list[tuple[str, str]]) -> tuple[gr.Dropdown, gr.Slider, gr.Button]:
+def _draw_slot(number: int, path: str | None, known: list[tuple[str, str]]) -> Slot:
+    """The row of one LoRA; only the first is to be seen, where there is any file."""
     low, high, step = MULTIPLIERS
-    with gr.Row(elem_classes=["lora-row"]):
+    with gr.Row(elem_classes=["lora-row"], visible=number == 0 and bool(known)) as row:
         file = gr.Dropdown(
             known,
-            value=row["path"],
+            value=path if number == 0 else None,
             label="LoRA",
             allow_custom_value=True,
             interactive=True,
@@ -328,7 +282,7 @@ def _draw_slot(row: dict[str, Any], known: list[tuple[str, str]]) -> tuple[gr.Dr
         slider = gr.Slider(
             low,
             high,
-            row["multiplier"],
+            1.0,
             step=step,
             label="Multiplier",
             interactive=True,
@@ -337,4 +291,99 @@ def _draw_slot(row: dict[str, Any], known: list[tuple[str, str]]) -> tuple[gr.Dr
             elem_classes=["multiplier"],
         )
         remove = gr.Button("Remove", size="sm", scale=1, min_width=80)
-    return file, slider, remove
+    return Slot(row, file, slider, remove)
+
+
+def _connect_rows(
+    services: Services,
+    opened_by: tuple[gr.Blocks, gr.Tab],
+    rows: gr.State,
+    widgets: tuple[gr.HTML, list[Slot], gr.Button],
+) -> None:
+    """Rows come with Add, go with Remove, and know the files that there are whenever the tab is opened."""
+    nothing, slots, add = widgets
+    files = [slot.file for slot in slots]
+    private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+    def opened(now: Rows, *paths: str | None) -> list[Any]:
+        known = lora_choices(services.jobs, services.workspace)
+        now, first = renewed(now, paths, newest(services))
+        chosen = [gr.update(choices=known) for _ in slots]
+        if first is not None:
+            chosen[first] = gr.update(choices=known, value=now.own)
+        seen = [gr.update(visible=bool(known) and shown) for shown in now.shown]
+        return [now, gr.update(visible=not known), *seen, *chosen]
+
+    def more(now: Rows) -> list[Any]:
+        if all(now.shown):
+            gr.Info(f"{MAX_LORAS} LoRAs at most.")
+            return [gr.skip()] * (1 + 3 * len(slots))
+        place = now.shown.index(False)
+        now = replace(now, shown=tuple(shown or number == place for number, shown in enumerate(now.shown)))
+        known = lora_choices(services.jobs, services.workspace)
+        updates = [[gr.skip()] * len(slots) for _ in range(3)]
+        fresh = (gr.update(visible=bool(known)), gr.update(choices=known, value=newest(services)), gr.update(value=1.0))
+        for column, update in zip(updates, fresh, strict=True):
+            column[place] = update
+        return [now, *updates[0], *updates[1], *updates[2]]
+
+    def less(place: int, now: Rows) -> list[Any]:
+        now = replace(now, shown=tuple(shown and number != place for number, shown in enumerate(now.shown)))
+        return [now, gr.update(visible=False), gr.update(value=None)]
+
+    outlines, sliders = [slot.row for slot in slots], [slot.slider for slot in slots]
+    page, tab = opened_by
+    gr.on(
+        [page.load, tab.select],
+        opened,
+        [rows, *files],
+        [rows, nothing, *outlines, *files],
+        api_name="generate_opened",
+        **private,
+    )
+    add.click(more, rows, [rows, *outlines, *files, *sliders], api_name="lora_add", **private)
+    for number, slot in enumerate(slots):
+        outputs = [rows, slot.row, slot.file]
+        slot.remove.click(partial(less, number), rows, outputs, api_name=f"lora_remove_{number}", **private)
+
+
+def _connect_pictures(
+    services: Services, generate: gr.Button, settings: Settings, rest: tuple[list[Slot], Result]
+) -> None:
+    """Generate draws a picture, a released slider draws it again. A row that is not shown has no file."""
+    slots, result = rest
+
+    def press(canvas: Canvas, *shown: Any) -> Iterator[list[Any]]:
+        yield from run(services, canvas, shown, again=False)
+
+    def release(canvas: Canvas, *shown: Any) -> Iterator[list[Any]]:
+        yield from run(services, canvas, shown, again=True)
+
+    said = [*(slot.file for slot in slots), *(slot.slider for slot in slots)]
+    inputs = [result.canvas, *settings.inputs, *said]
+    common: dict[str, Any] = {
+        "show_progress": "hidden",
+        "trigger_mode": "always_last",
+        "concurrency_id": "generate",
+        "concurrency_limit": 1,
+    }
+    gr.on([generate.click, settings.prompt.submit], press, inputs, result.outputs, api_name="generate", **common)
+    releases = [slot.slider.release for slot in slots]
+    gr.on(releases, release, inputs, result.outputs, api_name="generate_again", **common)
+
+
+def renewed(rows: Rows, paths: Sequence[str | None], newest_path: str | None) -> tuple[Rows, int | None]:
+    """The rows with what there is now: the only one goes to the newest LoRA, unless somebody has chosen another.
+
+    Args:
+        rows: what is shown.
+        paths: of every slot.
+        newest_path: None if there is no LoRA.
+
+    Returns:
+        The rows, and the slot whose file becomes `rows.own`, None where none changes.
+    """
+    places = [place for place, shown in enumerate(rows.shown) if shown]
+    if len(places) == 1 and paths[places[0]] in (rows.own, None) and newest_path != rows.own:
+        return replace(rows, own=newest_path), places[0]
+    return rows, None

@@ -98,6 +98,20 @@ def test_the_newest_lora_is_chosen_and_one_that_comes_later_too(
     shutil.rmtree(output.parent)
 
 
+def test_a_press_right_after_the_tab_was_opened_is_not_lost(open_page: Callable[..., Page], workspace: Path) -> None:
+    page = open_page()
+    open_tab(page)
+    page.fill("#prompt textarea", "quick")
+    for number in range(4):
+        page.get_by_role("tab", name="Train").click()
+        # Another file, so that the rows change when the tab is opened.
+        (workspace / "loras" / f"a{number}.safetensors").write_bytes(b"weights")
+        page.get_by_role("tab", name="Generate").click()
+        page.click("#generate")
+        expect(page.locator("#history img")).to_have_count(0 if number == 0 else number + 1)
+        expect(page.locator(PARAMETERS)).to_have_value(re.compile("quick\nSeed: 77, Dose: 1"))
+
+
 def test_a_choice_is_not_taken_back(open_page: Callable[..., Page], workspace: Path) -> None:
     page = open_page()
     open_tab(page)
