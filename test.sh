@@ -13,4 +13,6 @@ fi
 
 "$python" -m ruff check .
 "$venv/bin/lint-imports"
-exec "$python" -m pytest "$@"
+# As many processes as cores, with one thread each, the tests of a file together; -n 0 runs them in one process.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec "$python" -m pytest -n "$(nproc)" --dist loadfile "$@"
