@@ -14,5 +14,6 @@ fi
 "$python" -m ruff check .
 "$venv/bin/lint-imports"
 # As many processes as cores, with one thread each, the tests of a file together; -n 0 runs them in one process.
+cores=$(env -u OMP_NUM_THREADS nproc)  # which believes that variable
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$python" -m pytest -n "$(nproc)" --dist loadfile "$@"
+exec "$python" -m pytest -n "$cores" --dist loadfile "$@"
