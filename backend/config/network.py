@@ -105,13 +105,13 @@ class BlockArgs(ConvArgs):
 class PlusArgs(Section):
     """Arguments of LoRA+ (arXiv 2402.12354)"""
 
-    loraplus_lr_ratio: float | None = Field(None, ge=0)
+    loraplus_lr_ratio: float | None = Field(None, gt=0)
     """LoRA+: the learning rate of lora_up is so many times that of lora_down."""
 
-    loraplus_unet_lr_ratio: float | None = Field(None, ge=0)
+    loraplus_unet_lr_ratio: float | None = Field(None, gt=0)
     """The same for the U-Net alone."""
 
-    loraplus_text_encoder_lr_ratio: float | None = Field(None, ge=0)
+    loraplus_text_encoder_lr_ratio: float | None = Field(None, gt=0)
     """The same for the text encoder alone."""
 
 

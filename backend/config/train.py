@@ -128,6 +128,10 @@ class Network(Section):
         )
         if self.dim_from_weights and self.network_weights is None:
             problems.append(("dim_from_weights", "needs network_weights, the file that has the ranks"))
+        if self.dim_from_weights:
+            message = "has no effect with dim_from_weights; leave it out"
+            sizes = [name for name in self.network_args if name.startswith(("conv_", "block_d", "block_a"))]
+            problems += [(f"network_args.{name}", message) for name in sizes]
         if len(self.base_weights_multiplier) > len(self.base_weights):
             given, files = len(self.base_weights_multiplier), len(self.base_weights)
             problems.append(("base_weights_multiplier", f"has {given} values for {files} files in base_weights"))

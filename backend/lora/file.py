@@ -5,6 +5,7 @@ In memory a file is `{key: layer}`, with keys as in tables/names.py. On disk eac
 """
 
 import json
+import math
 import os
 import pickle
 import re
@@ -33,6 +34,7 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 # Where Diffusers keeps the settings of PEFT's adapters, alpha among them.
 PEFT_SETTINGS = "lora_adapter_metadata"
 LISTED = 8
+LONGEST = 160
 LAYERS: tuple[type[Layer], ...] = (LoraLayer, LohaLayer)
 # What loading raises on a file that is cut off, altered or something else altogether.
 BROKEN_PICKLE = (
@@ -69,9 +71,15 @@ class LoraFile:
 
 def listing(names: Iterable[str]) -> str:
     """Names for an error message: all of them, or the first few and how many more there are."""
-    names = list(names)
+    names = [printable(name) for name in names]
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
+
+
+def printable(name: str) -> str:
+    """A name out of a file as it can stand in a message: on one line, without control characters, not too long."""
+    text = name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def read_lora(path: str | Path) -> LoraFile:
@@ -116,7 +124,9 @@ def _pickled_tensors(path: Path) -> dict[str, Tensor]:
         message = "is no file of tensors, or is cut off, or holds more than tensors; use a .safetensors file"
         raise UserError(message, field=str(path)) from error
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
         raise UserError("holds no table of tensors and so is no LoRA", field=str(path))
     return loaded
 
@@ -143,18 +153,34 @@ def layers_of(
         if found is None or found[1] in parts.get(found[0], {}):
             unknown.append(name)
         else:
-            parts.setdefault(found[0], {})[found[1]] = tensor
+            parts.setdefault(found[0], {})[found[1]] = _plain(name, tensor, field)
     if unknown:
         raise UserError(f"these names are no LoRA's, or stand there twice: {listing(unknown)}", field=field)
     if not parts:
         raise UserError("holds no LoRA layers", field=field)
-    settings = _peft_settings(metadata or {})
+    try:
+        settings = _peft_settings(metadata or {})
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        message = f"has settings of PEFT in {PEFT_SETTINGS} that cannot be read; save it again"
+        raise UserError(message, field=field) from error
     layers = {key: _layer(key, found, settings, field) for key, found in parts.items()}
     names = family_keys(layers, family_of({key: layer.shape for key, layer in layers.items()}))
     twice = [key for key, count in Counter(names.values()).items() if count > 1]
     if twice:
         raise UserError(f"these names stand there twice, in different spellings: {listing(twice)}", field=field)
     return {names[key]: layer for key, layer in layers.items()}
+
+
+def _plain(name: str, tensor: Tensor, field: str) -> Tensor:
+    """The tensor in a type that can be computed with.
+
+    Raises:
+        UserError: it is sparse or complex.
+    """
+    if tensor.layout is not torch.strided or tensor.is_complex():
+        raise UserError(f"{printable(name)} is a sparse or complex tensor, which no LoRA has", field=field)
+    eight_bits = tensor.is_floating_point() and tensor.dtype.itemsize == 1
+    return tensor.float() if eight_bits else tensor
 
 
 def _layer(key: str, parts: Mapping[str, Tensor], settings: "_PeftSettings", field: str) -> Layer:
@@ -171,7 +197,10 @@ def _layer(key: str, parts: Mapping[str, Tensor], settings: "_PeftSettings", fie
         raise UserError(f"{key} has an alpha that is no single number", field=field)
     try:
         layer = kind.of(factors, float(parts["alpha"].item()) if "alpha" in parts else None)
-        return layer if "alpha" in parts else replace(layer, alpha=settings.alpha(key, layer.rank))
+        layer = layer if "alpha" in parts else replace(layer, alpha=settings.alpha(key, layer.rank))
+        if not math.isfinite(layer.alpha):
+            raise ValueError("its alpha is no finite number")
+        return layer
     except ValueError as error:
         raise UserError(f"{key}: {error}", field=field) from error
 
@@ -194,10 +223,7 @@ class _PeftSettings:
 
 def _peft_settings(metadata: Mapping[str, str]) -> _PeftSettings:
     """Alpha from the settings that Diffusers writes beside PEFT's tensors, which then have no alpha of their own."""
-    try:
-        settings = json.loads(metadata.get(PEFT_SETTINGS, "{}"))
-    except json.JSONDecodeError:
-        settings = {}
+    settings = json.loads(metadata.get(PEFT_SETTINGS, "{}"))
     settings = settings if isinstance(settings, dict) else {}
     alphas, patterns, stabilised = {}, {}, set()
     for prefix, part in (("unet.", "unet"), ("text_encoder.", "te"), ("text_encoder_2.", "te2"), ("", "unet")):

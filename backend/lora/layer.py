@@ -50,6 +50,9 @@ class Layer(Protocol):
     def delta(self) -> Tensor:
         """The change of the weight at multiplier 1, of the weight's shape or flattened."""
 
+    def norm(self) -> Tensor:
+        """Frobenius norm of `delta`."""
+
 
 @dataclass(frozen=True)
 class LoraLayer:
@@ -104,6 +107,12 @@ class LoraLayer:
         dtype = torch.promote_types(torch.promote_types(self.down.dtype, self.up.dtype), torch.float32)
         product = self.up.to(dtype).flatten(1) @ self.down.to(dtype).flatten(1)
         return (product * (self.alpha / self.rank)).reshape(self.up.shape[0], *self.down.shape[1:])
+
+    def norm(self) -> Tensor:
+        """Frobenius norm of `delta`: |UD|^2 = tr(U'U DD'), with matrices of the rank's size alone."""
+        dtype = torch.promote_types(torch.promote_types(self.down.dtype, self.up.dtype), torch.float32)
+        down, up = self.down.flatten(1).to(dtype), self.up.flatten(1).to(dtype)
+        return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt() * abs(self.alpha / self.rank)
 
     def truncated(self, rank: int) -> "LoraLayer":
         """The first `rank` rows with alpha unchanged: of a DyLoRA, the network that was trained at that rank.

@@ -80,6 +80,10 @@ class LohaLayer:
         )
         return first * second * (self.alpha / self.rank)
 
+    def norm(self) -> Tensor:
+        """Frobenius norm of `delta`."""
+        return self.delta().norm()
+
 
 def _product(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)

@@ -8,6 +8,8 @@ from backend.tables.layout import unet_table
 from backend.tables.names import TEXT_ENCODER_KEY_PREFIX, UNET_KEY_PREFIX, UNET_SHAPES, text_encoder_key, unet_key
 
 ALPHA = ".alpha"
+# No module of any model has a longer name.
+LONGEST = 512
 DOWN, UP = ".lora_down.weight", ".lora_up.weight"
 
 # What a name ends in -> which factor of its layer the tensor is. Kinds of layers have factors of different names.
@@ -53,6 +55,8 @@ def split_name(name: str) -> tuple[str, str] | None:
     >>> split_name("unet.mid_block.attentions.0.proj_in.lora_A.weight")
     ('lora_unet_mid_block_attentions_0_proj_in', 'down')
     """
+    if len(name) > LONGEST:
+        return None
     for suffix, role in _SUFFIXES:
         if name.endswith(suffix):
             key = module_key(name.removesuffix(suffix))

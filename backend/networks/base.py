@@ -3,6 +3,7 @@
 The kinds of network (lora.py, ...) bring the adapter: its parameters and its formula. Everything else is here.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,7 @@ class Network(nn.Module):
         largest = max((adapter.lora_dim for adapter in adapters), default=0)
         self.dropout = Dropout(dropout, len(adapters), largest) if dropout.any else None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._resting: list[Any] = []
         for adapter in self.adapters():
             adapter.dropout = self.dropout
             self.add_module(adapter.lora_name, adapter)
@@ -133,6 +135,11 @@ class Network(nn.Module):
     def adapters(self) -> list[Any]:
         """All adapters in the order of the file: the text encoders', then the U-Net's."""
         return [*self.text_encoder_loras, *self.unet_loras]
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """Arguments that readers of a file have to know even where they were left at their defaults."""
+        return {}
 
     def begin_step(self, seed: int, step: int, indices: Sequence[int]) -> None:
         """Say where in training the next forward passes stand, which is all that random parts of a network hang on.
@@ -209,8 +216,12 @@ class Network(nn.Module):
         Raises:
             UserError: nothing is left to be trained, or there are more rates than text encoders.
         """
-        encoders = 1 + max((adapter.place.encoder for adapter in self.text_encoder_loras), default=0)
-        text_rates = _one_each(text_encoder_lr, encoders)
+        if not self.adapters():
+            raise UserError("has nothing for the part of the model that is to be trained", field="network_weights")
+        # SDXL's two have a number in their keys, also where the network has adapters for one of them alone.
+        numbered = any(re.match(r"lora_te\d_", adapter.lora_name) for adapter in self.text_encoder_loras)
+        encoders = 2 if numbered else 1
+        text_rates = _one_each(text_encoder_lr, encoders) if self.text_encoder_loras else []
         members: dict[tuple[str, float], list[Any]] = {}
         for adapter in self.adapters():
             if adapter.place.encoder is not None:
@@ -254,6 +265,22 @@ class Network(nn.Module):
         """`parameter_groups` as an optimizer takes them: a list of {"params", "lr"}."""
         groups = self.parameter_groups(text_encoder_lr, unet_lr, default_lr)
         return [{"params": group.params, "lr": group.lr} for group in groups]
+
+    def train_only(self, groups: Iterable[ParameterGroup]) -> None:
+        """Have adapters without parameters in these groups rest: no gradients, and no random parts in training."""
+        trained = {id(parameter) for group in groups for parameter in group.params}
+        for adapter in self.adapters():
+            if not any(id(parameter) in trained for parameter in adapter.parameters()):
+                adapter.requires_grad_(False)
+                self._resting.append(adapter)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Network":
+        """As `nn.Module.train`; resting adapters stay in evaluation."""
+        super().train(mode)
+        for adapter in self._resting:
+            adapter.eval()
+        return self
 
     @torch.no_grad()
     def scale_weight_norms(self, largest: float) -> tuple[int, float]:

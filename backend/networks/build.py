@@ -16,8 +16,8 @@ from backend.lora.layer import Layer
 from backend.lora.spelling import family_of
 from backend.networks.base import Network, Place, Rates, check_keys
 from backend.networks.dropout import DropoutRates
-from backend.networks.modules import FoundModule, TextEncoders, find_modules, unet_shape
-from backend.tables.blocks import SD
+from backend.networks.modules import FoundModule, TextEncoders, as_list, find_modules, unet_shape
+from backend.tables.blocks import SD, SDXL, Blocks
 from backend.tables.sizes import TITLES
 
 DEFAULT_DIM = 4
@@ -70,7 +70,7 @@ def build_network(
     options = network_options(kind.name, dim, network_args)
     text, unet = parts
     found = find_modules(text, unet)
-    blocks = SD if unet is None else unet_shape(unet).blocks
+    blocks = _blocks(parts)
     weights = rate_weights(options, blocks)
     ranks = ranks_of_blocks(options, blocks, dim, alpha, weights)
     adapters = []
@@ -112,7 +112,7 @@ def network_from_file(
         raise UserError(f"holds a {other.KIND}, which {kind.name} cannot train", field=field)
     largest = max(layer.rank for layer in layers.values())
     options = network_options(kind.name, largest, network_args)
-    blocks = SD if parts[1] is None else unet_shape(parts[1]).blocks
+    blocks = _blocks(parts)
     # The weights are about to be replaced, so the seed is any: what matters is that torch's own state is left alone.
     generator = torch.Generator().manual_seed(0)
     present = [(key, where) for key, where in found.items() if key in layers]
@@ -133,6 +133,14 @@ def network_from_file(
     ready = tensors_of(layers)
     network.load_state_dict(ready)
     return network, ready
+
+
+def _blocks(parts: Parts) -> Blocks:
+    """How the U-Net's blocks are counted, also where there are only text encoders."""
+    text, unet = parts
+    if unet is not None:
+        return unet_shape(unet).blocks
+    return SDXL if len(as_list(text)) > 1 else SD
 
 
 def check_fit(layers: Mapping[str, Layer], found: Mapping[str, FoundModule], field: str) -> None:

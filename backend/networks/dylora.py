@@ -50,6 +50,11 @@ class DyLoRANetwork(Network):
         self._drawn: int | None = None
         self._fixed: int | None = None
 
+    @property
+    def arguments(self) -> dict[str, object]:
+        """See `Network.arguments`: extraction needs the unit."""
+        return {"unit": self.unit}
+
     def begin_step(self, seed: int, step: int, indices: Sequence[int]) -> None:
         """Draw the rank of the step as well; see `Network.begin_step`."""
         super().begin_step(seed, step, indices)
@@ -76,7 +81,8 @@ class DyLoRANetwork(Network):
     def _use(self) -> None:
         rows = self._drawn if self.training else self._fixed
         for adapter in self.adapters():
-            adapter.rows = None if rows == self.rank else rows
+            own = rows if adapter.training == self.training else self._fixed
+            adapter.rows = None if own == self.rank else own
 
 
 def _network(

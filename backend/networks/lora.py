@@ -118,9 +118,8 @@ class LoRAModule(nn.Module):
         return [self.lora_up.weight]
 
     def norm(self) -> Tensor:
-        """Frobenius norm of the whole `delta`: |UD|^2 = tr(U'U DD'), with matrices of the rank's size alone."""
-        down, up = self.lora_down.weight.flatten(1).float(), self.lora_up.weight.flatten(1).float()
-        return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt() * abs(self.alpha / self.lora_dim)
+        """Frobenius norm of the whole `delta`."""
+        return self.layer().norm()
 
     def scale_by(self, factor: Tensor) -> None:
         """Make `delta` so many times as large; both factors take half of it."""

@@ -95,14 +95,19 @@ def _order(name: str) -> tuple[bool, int, str]:
 
 
 def _block(layers: list[Layer]) -> dict[str, Any]:
-    norms = torch.stack([layer.delta().norm() for layer in layers])
+    norms = torch.stack([layer.norm() for layer in layers])
     return {
         "modules": len(layers),
         "ranks": _count(layer.rank for layer in layers),
         "alphas": _count(layer.alpha for layer in layers),
-        "norm_mean": float(norms.mean()),
-        "norm_max": float(norms.max()),
+        "norm_mean": _finite(norms.mean()),
+        "norm_max": _finite(norms.max()),
     }
+
+
+def _finite(value: torch.Tensor) -> float | None:
+    """JSON has no infinity."""
+    return float(value) if torch.isfinite(value) else None
 
 
 def _count(values: Iterable[float]) -> dict[str, int]:
@@ -135,7 +140,10 @@ def as_text(report: Mapping[str, Any]) -> str:
     lines += ["", f"{'block':<10}{'modules':>8}  {'rank':<14}{'alpha':<14}{'norm, mean':>12}{'largest':>12}"]
     for name, block in report["blocks"].items():
         ranks, alphas = ("/".join(block[field]) for field in ("ranks", "alphas"))
-        norms = f"{block['norm_mean']:>12.4g}{block['norm_max']:>12.4g}"
+        norms = "".join(
+            f"{'too large' if block[name] is None else format(block[name], '.4g'):>12}"
+            for name in ("norm_mean", "norm_max")
+        )
         lines.append(f"{name:<10}{block['modules']:>8}  {ranks:<14}{alphas:<14}{norms}")
     if report["metadata"]:
         lines += ["", "metadata"]

@@ -78,4 +78,13 @@ def diffusion_of(scheduler: Mapping[str, object]) -> Diffusion:
         betas = torch.linspace(scheduler["beta_start"], scheduler["beta_end"], count, dtype=torch.float64)
     else:
         raise UserError(f"{schedule!r} in the model's scheduler config is neither linear nor scaled_linear")
-    return Diffusion((1 - betas).cumprod(0).float(), prediction_type)
+    kept = (1 - betas).cumprod(0)
+    if scheduler.get("rescale_betas_zero_snr"):
+        kept = zero_terminal_snr(kept)
+    return Diffusion(kept.float(), prediction_type)
+
+
+def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """The schedule stretched so that nothing of the signal is left at its end (arXiv 2305.08891, algorithm 1)."""
+    roots = alphas_cumprod.sqrt()
+    return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])).square()

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from backend import events
 from backend.config.base import values
+from backend.config.train import Network as NetworkOptions
 from backend.errors import UserError
 from backend.lora.metadata import TrainingFacts, minimum_metadata, modelspec, training_metadata
 from backend.train.progress import all_finite, say
@@ -39,7 +41,7 @@ def metadata(run: Run, path: Path, step: int, epoch: int) -> dict[str, str]:
     facts = TrainingFacts(
         base_model_version=family.base_model_version(run.model.predicts_v),
         v2=family.v2,
-        network_args=run.config.network.network_args,
+        network_args={**run.network.arguments, **run.config.network.network_args},
         session_id=int(run.started_at * 1000),
         training_started_at=run.started_at,
         training_finished_at=now,
@@ -50,7 +52,8 @@ def metadata(run: Run, path: Path, step: int, epoch: int) -> dict[str, str]:
         optimizer=optimizer_name(run),
         **run.base_hashes,
     )
-    found = training_metadata(values(run.config), facts, {"max_train_steps": run.total_steps})
+    changes = {"max_train_steps": run.total_steps, **network_facts(run.config.network, run.network)}
+    found = training_metadata(values(run.config), facts, changes)
     found |= run.training_set.info
     if run.config.save.no_metadata:
         found = minimum_metadata(found)
@@ -58,6 +61,17 @@ def metadata(run: Run, path: Path, step: int, epoch: int) -> dict[str, str]:
     prediction_type = {"epsilon": "epsilon", "v_prediction": "v"}[run.diffusion.prediction_type]
     architecture = family.architecture(run.model.predicts_v)
     return found | modelspec(architecture, path.stem, resolution, now, prediction_type, family.implementation)
+
+
+def network_facts(options: NetworkOptions, network: Any) -> dict[str, object]:
+    """What a network that was read from a file knows better than the options: its rank and alpha."""
+    if options.network_weights is None:
+        return {}
+    ranks, alphas = ({getattr(one, name) for one in network.adapters()} for name in ("lora_dim", "alpha"))
+    return {
+        name: next(iter(found)) if len(found) == 1 else "Dynamic"
+        for name, found in (("network_dim", ranks), ("network_alpha", alphas))
+    }
 
 
 def optimizer_name(run: Run) -> str:

@@ -5,7 +5,6 @@ import random
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -96,6 +95,9 @@ def prepare(config: TrainNetwork) -> Run:
     training_set = TrainingSet.scan(DatasetConfig.load(config.data.dataset_config))
     wanted(config.samples)
     check_optimizer(config.optim.optimizer_type, config.optim.optimizer_args)
+    for path in (config.network.network_weights, *config.network.base_weights):
+        if path is not None:
+            read_lora(path)
     for warning in training_set.warnings:
         warn(warning)
     check_captions(config, training_set)
@@ -118,6 +120,7 @@ def prepare(config: TrainNetwork) -> Run:
     network = make_network(config, model, seed, accelerator.device)
     optim = config.optim
     groups = network.parameter_groups(optim.text_encoder_lr or None, optim.unet_lr, optim.learning_rate)
+    network.train_only(groups)
     parameters = [{"params": group.params, "lr": group.lr} for group in groups]
     optimizer = accelerator.prepare(make_optimizer(optim.optimizer_type, parameters, optim.optimizer_args))
     encode_captions = CaptionEncoder(model, trained=any(group.name.startswith("text_encoder") for group in groups))
@@ -260,14 +263,14 @@ def make_network(config: TrainNetwork, model: Model, seed: int, device: torch.de
     else:
         size = (options.network_dim, options.network_alpha)
         network = module.create_network(1.0, *size, *parts, generator=generator, **further)
-        if options.network_weights is not None:
-            continue_from(network, options.network_weights)
     network.apply_to(
         model.text_encoders,
         model.unet,
         apply_text_encoder=not options.network_train_unet_only,
         apply_unet=not options.network_train_text_encoder_only,
     )
+    if options.network_weights is not None and not options.dim_from_weights:
+        continue_from(network, options)
     network.to(device, dtype=torch.float32)
     network.requires_grad_(True).train()
     return network
@@ -289,20 +292,25 @@ def merge_base_weights(options: NetworkOptions, model: Model) -> None:
         say(f"Merged {path} at {multiplier:g}")
 
 
-def continue_from(network: nn.Module, path: Path) -> None:
-    """Load a LoRA file into a network of the same ranks; a part that the file does not have starts from nothing.
+def continue_from(network: nn.Module, options: NetworkOptions) -> None:
+    """Load `network_weights` into a network of the same ranks; what the file does not have starts from nothing.
 
     Raises:
         UserError: the file is broken, or has other ranks or modules.
     """
+    path = options.network_weights
     tensors, metadata = read_tensors(path)
     layers = layers_of(tensors, metadata, str(path))
-    check_keys(layers, {adapter.lora_name: adapter for adapter in network.adapters()}, str(path))
-    missing = len(network.adapters()) - len(layers)
+    only = {"lora_unet_": options.network_train_unet_only, "lora_te": options.network_train_text_encoder_only}
+    kept = {key: layer for key, layer in layers.items() if all(key.startswith(part) for part in only if only[part])}
+    if len(kept) < len(layers):
+        warn(f"{len(layers) - len(kept)} modules of {path} belong to the part that is not trained and are left out")
+    check_keys(kept, {adapter.lora_name: adapter for adapter in network.adapters()}, str(path))
+    missing = len(network.adapters()) - len(kept)
     if missing:
         warn(f"{path} has no weights for {missing} of the network's modules, which start from nothing")
     try:
-        network.load_state_dict(tensors_of(layers), strict=False)
+        network.load_state_dict(tensors_of(kept), strict=False)
     except UserError as error:
         message = f"{error.message}; set dim_from_weights to take the file's ranks"
         raise UserError(message, field=str(path)) from None

@@ -220,3 +220,46 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(
     assert os.listdir(tmp_path) == ["a.safetensors"]
     assert isinstance(read_lora(tmp_path / "a.safetensors"), LoraFile)
     assert len(read_lora(tmp_path / "a.safetensors").layers) == 350
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        '{"unet.lora_alpha": NaN}',
+        '{"unet.lora_alpha": Infinity}',
+        '{"unet.alpha_pattern": [1]}',
+        '{"unet.alpha_pattern": {"to_q": "x"}}',
+        '{"unet.alpha_pattern": {"to_q": null}}',
+        '{"unet.lora_alpha": ' + "9" * 400 + "}",
+        "{broken",
+        "[" * 100_000,
+    ],
+)
+def test_settings_that_make_no_sense_are_one_line(settings: str) -> None:
+    tensors = {"unet.mid_block.attentions.0.proj_in.lora_A.weight": torch.ones(2, 4)}
+    tensors["unet.mid_block.attentions.0.proj_in.lora_B.weight"] = torch.ones(4, 2)
+    with pytest.raises(UserError, match="PEFT|finite"):
+        layers_of(tensors, {"lora_adapter_metadata": settings})
+
+
+def test_eight_bit_floats_are_read_and_other_tensors_refused() -> None:
+    factors = {"down": torch.ones(2, 4), "up": torch.full((3, 2), 0.5)}
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float64):
+        tensors = {f"lora_unet_x.lora_{name}.weight": value.to(dtype) for name, value in factors.items()}
+        tensors["lora_unet_x.alpha"] = torch.tensor(2.0).to(dtype)
+        (layer,) = layers_of(tensors).values()
+        torch.testing.assert_close(layer.delta().float(), torch.ones(3, 4))
+        torch.testing.assert_close(layer.norm().float(), layer.delta().norm().float())
+    for wrong in (torch.ones(2, 4).to_sparse(), torch.ones(2, 4, dtype=torch.complex64)):
+        with pytest.raises(UserError, match="sparse or complex"):
+            layers_of({"lora_unet_x.lora_down.weight": wrong, "lora_unet_x.lora_up.weight": torch.ones(3, 2)})
+
+
+def test_hostile_names_stay_one_short_line(tmp_path: Path) -> None:
+    names = ["lora_unet_\n\x1b[31mred.lora_down.weight", "lora_unet_" + "_a" * 100_000 + ".lora_down.weight"]
+    with pytest.raises(UserError) as caught:
+        layers_of({name: torch.ones(1, 1) for name in names})
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value) and len(str(caught.value)) < 500
+    torch.save({1: torch.ones(2)}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="no table of tensors"):
+        read_lora(tmp_path / "a.pt")

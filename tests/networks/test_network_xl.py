@@ -199,3 +199,16 @@ def test_a_file_of_another_family_is_refused_by_name() -> None:
     network = create_network(1.0, 4, 1, None, sd.text_encoder, sd.unet)
     with pytest.raises(UserError, match="keys match no module"):
         create_network_from_weights(1.0, None, None, xl.text_encoders, xl.unet, network.state_dict())
+
+
+def test_one_encoder_of_two_and_none_at_all_have_their_rates() -> None:
+    model = make_xl()
+    file = {name: value for name, value in trained_xl(model).state_dict().items() if name.startswith("lora_te1_")}
+    network, _ = create_network_from_weights(1.0, None, None, model.text_encoders, model.unet, file)
+    assert [(one.name, one.lr) for one in network.parameter_groups([1e-5, 2e-5], None, 1.0)] == [
+        ("text_encoder_1", 1e-5)
+    ]
+    unet_only = create_network(1.0, 4, 1, None, None, model.unet)
+    assert [one.name for one in unet_only.parameter_groups([1e-5, 2e-5], None, 1.0)] == ["unet"]
+    text_only = create_network(1.0, 4, 1, None, model.text_encoders, None, block_dims=[1] * 23)
+    assert len(text_only.text_encoder_loras) == 24

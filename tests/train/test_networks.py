@@ -247,3 +247,62 @@ def test_a_wrong_network_file_is_one_line_and_touches_nothing(tmp_path, model_fo
         assert f"{name}.safetensors" in error[-1] and "Traceback" not in "".join(error)
         assert re.search(words.get(name, "match no module|no LoRA"), error[-1])
         assert not list(output.glob("*.safetensors")) and not list(output.glob("*.tmp"))
+
+
+def test_the_file_tells_its_own_rank_alpha_and_unit(run_of) -> None:
+    first = run_of(network_dim=8, network_alpha=3.0, output_name="first")
+    train(first)
+    file = str(first.outputs.final)
+    for options in ({"dim_from_weights": True}, {"network_dim": 8}):
+        run = run_of(network_weights=file, output_name="again", **options)
+        train(run)
+        facts = read_lora(run.outputs.final).metadata
+        assert (facts["ss_network_dim"], facts["ss_network_alpha"]) == ("8", "3.0")
+    dylora = run_of(network_module="dylora", output_name="dylora")
+    train(dylora)
+    assert '"unit": "1"' in read_lora(dylora.outputs.final).metadata["ss_network_args"]
+    with pytest.raises(ConfigError, match="network_args.block_dims: has no effect with dim_from_weights"):
+        run_of(network_weights=file, dim_from_weights=True, network_args={"block_dims": [2] * 25})
+
+
+@pytest.mark.parametrize("name", ["dylora", "dropouts"])
+def test_a_part_that_is_not_trained_rests_in_full(run_of, name: str) -> None:
+    """Its conditioning is remembered, so nothing random may be in it; and no gradients pile up."""
+    run = run_of(text_encoder_lr=0.0, **KINDS[name])
+    for item in run.network.text_encoder_loras:
+        torch.nn.init.normal_(item.lora_up.weight, std=0.1)
+    (pair,) = list(run.feed(run.training_set.epoch_batches(7, 0)))
+    captions = [item.caption for item in pair[0].items]
+    seen = []
+    for step in range(4):
+        training_step(run, step, [pair])
+        run.network.begin_step(7, step, range(4))
+        ids = run.model.family.tokenize(run.model, captions)
+        seen.append(run.model.family.encode(run.model, ids).hidden)
+    assert all(torch.equal(seen[0], hidden) for hidden in seen)
+    assert not any(
+        parameter.requires_grad for item in run.network.text_encoder_loras for parameter in item.parameters()
+    )
+    run.network.eval()
+    ids = run.model.family.tokenize(run.model, captions)
+    torch.testing.assert_close(run.model.family.encode(run.model, ids).hidden, seen[0])
+
+
+def test_what_is_not_trained_gathers_no_gradients(run_of) -> None:
+    run = run_of(unet_lr=0.0)
+    train(run)
+    assert all(parameter.grad is None for item in run.network.unet_loras for parameter in item.parameters())
+    assert any(item.lora_up.weight.any() for item in run.network.text_encoder_loras)
+
+
+def test_only_the_trained_part_of_a_file_is_taken(run_of, capsys) -> None:
+    first = run_of(output_name="first")
+    train(first)
+    capsys.readouterr()
+    run = run_of(network_weights=str(first.outputs.final), network_train_unet_only=True, output_name="unet")
+    assert "12 modules of" in (said := capsys.readouterr().out) and "has no weights" not in said
+    assert not run.network.text_encoder_loras
+    unet = run_of(network_train_unet_only=True, output_name="only")
+    train(unet)
+    with pytest.raises(UserError, match="network_weights: has nothing for the part"):
+        run_of(network_weights=str(unet.outputs.final), dim_from_weights=True, network_train_text_encoder_only=True)

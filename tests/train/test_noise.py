@@ -53,3 +53,11 @@ def test_forward_process_and_target_equal_diffusers(prediction_type) -> None:
 def test_unknown_processes_are_refused_by_name(change) -> None:
     with pytest.raises(UserError, match=next(iter(change.values()))):
         diffusion_of(SCHEDULER | change)
+
+
+def test_a_schedule_that_ends_without_a_signal_is_diffusers_own() -> None:
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+    ours = diffusion_of({**config, "rescale_betas_zero_snr": True})
+    theirs = diffusers.DDIMScheduler(**config, rescale_betas_zero_snr=True)
+    torch.testing.assert_close(ours.alphas_cumprod, theirs.alphas_cumprod, rtol=1e-3, atol=1e-6)
+    assert ours.alphas_cumprod[-1] == 0 < diffusion_of(config).alphas_cumprod[-1]
