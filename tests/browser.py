@@ -1,12 +1,14 @@
 """Where Chromium is, for the tests that drive a browser."""
 
+import atexit
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Playwright, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -22,10 +24,18 @@ def browser() -> Iterator[Browser]:
     program = chromium()
     if program is None:
         pytest.skip("no Chromium is installed (./test.sh installs it through apt where it can)")
-    with sync_playwright() as playwright:
-        # Without its sandbox, which root in a container cannot have.
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        try:
-            yield started
-        finally:
-            started.close()
+    # Without its sandbox, which root in a container cannot have.
+    options = ["--no-sandbox", "--disable-dev-shm-usage"]
+    started = _playwright().chromium.launch(executable_path=program, args=options)
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+@cache
+def _playwright() -> Playwright:
+    """One for all tests of a process: a second one cannot be started beside it, whichever tests come first."""
+    playwright = sync_playwright().start()
+    atexit.register(playwright.stop)
+    return playwright
