@@ -4,6 +4,9 @@ import asyncio
 import gzip
 import json
 import types
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -11,6 +14,12 @@ import pytest
 from backend.guard import ALL_FAILURES, FAILURES, Account, Guard, host_name, is_loopback
 
 PAGE = b"<html><script>window.a = 1</script><script src='x.js'></script><img onerror='steal()'></html>"
+
+
+def run(task: Coroutine[Any, Any, Any]) -> None:
+    """Run to the end in a thread of its own: Playwright's loop may be running in this one, if its tests came first."""
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(asyncio.run, task).result()
 
 
 class Inner:
@@ -55,7 +64,7 @@ class Client:
         self.guard = Guard(**options)
         self.guard.starting = False
         app = types.SimpleNamespace(middleware_stack=self.inner)
-        asyncio.run(self.guard.install(app).__aenter__())
+        run(self.guard.install(app).__aenter__())
         self.app = app.middleware_stack
 
     def ask(
@@ -74,7 +83,7 @@ class Client:
         async def send(message):
             sent.append(message)
 
-        asyncio.run(self.app(scope, receive, send))
+        run(self.app(scope, receive, send))
         return Answer(sent)
 
     def log_in(self, username="loom", password="correct horse", **headers):
