@@ -11,7 +11,17 @@ from functools import lru_cache
 from typing import Literal
 
 from backend.tables.blocks import Blocks, Part, block_index, xl_block_index
-from backend.tables.layout import CLIP_PREFIX, UNET_PREFIX, UNetLayout, clip_to_original, unet_to_original
+from backend.tables.layout import (
+    CLIP_PREFIX,
+    OPEN_CLIP_PREFIX,
+    SDXL_CLIP_PREFIX,
+    SDXL_OPEN_CLIP_PREFIX,
+    UNET_PREFIX,
+    UNetLayout,
+    clip_to_original,
+    open_clip_to_original,
+    unet_to_original,
+)
 
 Kind = Literal["linear", "conv1x1", "conv3x3"]
 
@@ -103,21 +113,10 @@ UNET_SHAPES: dict[str, UNetShape] = {
     "sdxl": UNetShape((0, 2, 10), 10, xl=True),
 }
 TEXT_ENCODERS = {"sd1": 1, "sd2": 1, "sdxl": 2}
-# The second text encoder's tensors in SDXL's original layout, and SD2's one, are OpenCLIP's.
-_CHECKPOINT_PREFIXES = {
-    ("sd1", 0): CLIP_PREFIX,
-    ("sd2", 0): "cond_stage_model.model.",
-    ("sdxl", 0): "conditioner.embedders.0.transformer.",
-    ("sdxl", 1): "conditioner.embedders.1.model.",
-}
-_OPEN_CLIP = {
-    "self_attn.q_proj": ("attn.in_proj_weight", 0),
-    "self_attn.k_proj": ("attn.in_proj_weight", 1),
-    "self_attn.v_proj": ("attn.in_proj_weight", 2),
-    "self_attn.out_proj": ("attn.out_proj.weight", None),
-    "mlp.fc1": ("mlp.c_fc.weight", None),
-    "mlp.fc2": ("mlp.c_proj.weight", None),
-}
+# Where text encoders lie in a single file; SD2's and SDXL's second are OpenCLIP's, which stacks three projections.
+_CLIP_PREFIXES = {("sd1", 0): CLIP_PREFIX, ("sdxl", 0): SDXL_CLIP_PREFIX}
+_OPEN_CLIP_PREFIXES = {("sd2", 0): OPEN_CLIP_PREFIX, ("sdxl", 1): SDXL_OPEN_CLIP_PREFIX}
+_STACKED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 def unet_key(path: str, shape: UNetShape | None = None) -> str:
@@ -180,11 +179,13 @@ def text_encoder_targets(family: str, layers: int, index: int = 0) -> tuple[Targ
 
 def _text_weight(family: str, index: int, layer: int, name: str) -> tuple[str, int | None]:
     """A text encoder's weight in the original layout, and which third of it."""
-    prefix = _CHECKPOINT_PREFIXES[family, index]
-    if not prefix.endswith("model."):
-        return f"{prefix}{clip_to_original(f'encoder.layers.{layer}.{name}')}.weight", None
-    inner, third = _OPEN_CLIP[name]
-    return f"{prefix}transformer.resblocks.{layer}.{inner}", third
+    path = f"encoder.layers.{layer}.{name}"
+    if (family, index) in _CLIP_PREFIXES:
+        return f"{_CLIP_PREFIXES[family, index]}{clip_to_original(path)}.weight", None
+    prefix = _OPEN_CLIP_PREFIXES[family, index]
+    if name in _STACKED:
+        return f"{prefix}transformer.resblocks.{layer}.attn.in_proj_weight", _STACKED.index(name)
+    return f"{prefix}{open_clip_to_original(path)}.weight", None
 
 
 def _check_family(family: str) -> None:
