@@ -1,70 +1,22 @@
 """A network: adapters on the modules of a model, to be trained, saved, stacked, merged and taken off again.
 
-The kinds of network (lora.py, ...) bring the adapter: its parameters and its formula. Everything else is here.
+The kinds of network (lora.py, ...) bring the adapter (adapter.py). Everything else is here.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from backend.errors import UserError
 from backend.lora.file import layers_of, listing, write_lora
-from backend.lora.layer import Layer
+from backend.networks.adapter import Adapter, attach
 from backend.networks.dropout import Dropout, DropoutRates
 from backend.networks.modules import FoundModule, TextEncoders, find_modules
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in a model an adapter sits.
-
-    Attributes:
-        number: of the adapter in its network, from 0.
-        encoder: number of the text encoder, from 0; None in the U-Net.
-        block: number of the U-Net's block (see tables/blocks.py); None in a text encoder.
-    """
-
-    number: int = 0
-    encoder: int | None = None
-    block: int | None = None
-
-
-class Adapter(Protocol):
-    """What a kind of network puts on one module. It is an `nn.Module` too; its tensors are saved under `lora_name`."""
-
-    lora_name: str
-    lora_dim: int
-    alpha: float
-    multiplier: float
-    place: Place
-    dropout: Dropout | None
-
-    def __call__(self, x: Tensor, output: Tensor) -> Tensor:
-        """What the module makes of x, with the adapter's contribution added."""
-
-    def delta(self) -> Tensor:
-        """The change of weight at multiplier 1, as the maths has it."""
-
-    def fitted(self, layer: Layer) -> dict[str, Tensor]:
-        """A file's layer as tensors of this adapter, by their names in a file.
-
-        Raises:
-            ValueError: it is of another kind, rank or shape.
-        """
-
-    def fast_parameters(self) -> list[nn.Parameter]:
-        """Those that LoRA+ trains at a higher rate; none where the kind has no such."""
-
-    def norm(self) -> Tensor:
-        """Frobenius norm of `delta`, without building it where that is possible."""
-
-    def scale_by(self, factor: Tensor) -> None:
-        """Make `delta` so many times as large."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +65,7 @@ class Network(nn.Module):
 
     def __init__(
         self,
-        adapters: Iterable[Any],
+        adapters: Iterable[Adapter],
         multiplier: float = 1.0,
         rates: Rates = Rates(),  # noqa: B008  (frozen)
         dropout: DropoutRates = DropoutRates(),  # noqa: B008
@@ -126,13 +78,13 @@ class Network(nn.Module):
         largest = max((adapter.lora_dim for adapter in adapters), default=0)
         self.dropout = Dropout(dropout, len(adapters), largest) if dropout.any else None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._resting: list[Any] = []
+        self._resting: list[Adapter] = []
         for adapter in self.adapters():
             adapter.dropout = self.dropout
             self.add_module(adapter.lora_name, adapter)
         self.set_multiplier(multiplier)
 
-    def adapters(self) -> list[Any]:
+    def adapters(self) -> list[Adapter]:
         """All adapters in the order of the file: the text encoders', then the U-Net's."""
         return [*self.text_encoder_loras, *self.unet_loras]
 
@@ -222,7 +174,7 @@ class Network(nn.Module):
         numbered = any(re.match(r"lora_te\d_", adapter.lora_name) for adapter in self.text_encoder_loras)
         encoders = 2 if numbered else 1
         text_rates = _one_each(text_encoder_lr, encoders) if self.text_encoder_loras else []
-        members: dict[tuple[str, float], list[Any]] = {}
+        members: dict[tuple[str, float], list[Adapter]] = {}
         for adapter in self.adapters():
             if adapter.place.encoder is not None:
                 name = "text_encoder" if encoders == 1 else f"text_encoder_{adapter.place.encoder + 1}"
@@ -243,7 +195,7 @@ class Network(nn.Module):
         ordered = sorted(members.items(), key=lambda item: item[1][0].place.block or 0)
         return [group for (name, rate), adapters in ordered for group in self._plus_groups(name, rate, adapters)]
 
-    def _plus_groups(self, name: str, rate: float, adapters: Sequence[Any]) -> Iterator[ParameterGroup]:
+    def _plus_groups(self, name: str, rate: float, adapters: Sequence[Adapter]) -> Iterator[ParameterGroup]:
         """One group, or two where LoRA+ trains some parameters faster."""
         part = "unet" if adapters[0].place.encoder is None else "text_encoder"
         ratio = self.rates.unet_ratio if part == "unet" else self.rates.text_encoder_ratio
@@ -325,12 +277,12 @@ class Network(nn.Module):
         """Write the network as a LoRA file; see `write_lora`."""
         write_lora(file, self.state_dict(), metadata, dtype)
 
-    def _drop(self, adapters: list[Any]) -> None:
+    def _drop(self, adapters: list[Adapter]) -> None:
         for adapter in adapters:
             delattr(self, adapter.lora_name)
         adapters.clear()
 
-    def _pairs(self, text_encoder: TextEncoders, unet: nn.Module | None) -> list[tuple[Any, FoundModule]]:
+    def _pairs(self, text_encoder: TextEncoders, unet: nn.Module | None) -> list[tuple[Adapter, FoundModule]]:
         found = find_modules(text_encoder if self.text_encoder_loras else None, unet if self.unet_loras else None)
         adapters = {adapter.lora_name: adapter for adapter in self.adapters()}
         check_keys(adapters, found, "network")
@@ -365,20 +317,3 @@ def _one_each(value: float | Sequence[float] | None, count: int) -> list[float |
     if len(rates) > max(count, 1):
         raise UserError(f"has {len(rates)} rates for {count} text encoder(s)", field="text_encoder_lr")
     return [*rates, *[rates[-1]] * (count - len(rates))]
-
-
-def attach(adapter: Any, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-    """Have an adapter act on a module until the handle's `remove`.
-
-    At multiplier 0, and where dropout leaves the adapter out, the module's output stays bit for bit.
-    """
-
-    def after_forward(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if not adapter.multiplier:
-            return None
-        dropout = adapter.dropout
-        if dropout is not None and adapter.training and dropout.skips(adapter.place.number):
-            return None
-        return adapter(inputs[0], output)
-
-    return module.register_forward_hook(after_forward)

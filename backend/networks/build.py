@@ -14,19 +14,18 @@ from backend.errors import UserError
 from backend.lora.file import layers_of, read_tensors, tensors_of
 from backend.lora.layer import Layer
 from backend.lora.spelling import family_of
-from backend.networks.base import Network, Place, Rates, check_keys
+from backend.networks.adapter import DEFAULT_DIM, Adapter, Place
+from backend.networks.base import Network, Rates, check_keys
 from backend.networks.dropout import DropoutRates
 from backend.networks.modules import FoundModule, TextEncoders, as_list, find_modules, unet_shape
 from backend.tables.blocks import SD, SDXL, Blocks
 from backend.tables.sizes import TITLES
 
-DEFAULT_DIM = 4
-
 Parts = tuple[TextEncoders, nn.Module | None]
 
 
 def plain_network(
-    adapters: list[nn.Module], multiplier: float, rates: Rates, dropout: DropoutRates, _options: Any
+    adapters: list[Adapter], multiplier: float, rates: Rates, dropout: DropoutRates, _options: Any
 ) -> Network:
     """A network that needs nothing but its adapters."""
     return Network(adapters, multiplier, rates, dropout)
@@ -38,17 +37,82 @@ class Kind:
 
     Attributes:
         name: as in `--network_module`; its arguments are in config/network.py.
-        adapter: (key, module, multiplier, rank, alpha, generator, place) -> an adapter (see base.Adapter).
+        adapter: its class.
         layer: what its files hold.
         network: makes the whole of (adapters, multiplier, rates, dropout, the kind's own arguments).
         takes_dropout: it has activations between its factors, of which some can be left out.
     """
 
     name: str
-    adapter: Callable[..., nn.Module]
+    adapter: type[Adapter]
     layer: type[Layer]
     network: Callable[..., Network] = plain_network
     takes_dropout: bool = True
+
+
+def library_face(kind: Kind) -> tuple[Callable[..., Network], Callable[..., tuple[Network, dict[str, Tensor]]]]:
+    """The two functions that every module of a kind of network has, `create_network` and its like from weights."""
+
+    def create_network(
+        multiplier: float,
+        network_dim: int | None,
+        network_alpha: float | None,
+        vae: Any,
+        text_encoder: TextEncoders,
+        unet: nn.Module | None,
+        *,
+        generator: torch.Generator | None = None,
+        dropout: float | None = None,
+        **network_args: Any,
+    ) -> Network:
+        """A new network for a model; it changes nothing until it is applied and trained.
+
+        Args:
+            multiplier: how strongly it acts.
+            network_dim: the rank; None means 4.
+            network_alpha: its scale is alpha / rank; 0 or None means the rank.
+            vae: not used.
+            text_encoder, unet: the model, for its shapes; on any device, meta too.
+            generator: what the weights are drawn with and then depend on alone; None draws from torch's own state.
+            dropout: share of the activations between the factors that training leaves out (`network_dropout`).
+            network_args: the kind's own, see config/network.py; values may be text.
+
+        Raises:
+            UserError: naming the option that is unknown or wrong, or the model is of an unknown family.
+        """
+        size, parts = (network_dim, network_alpha), (text_encoder, unet)
+        return build_network(kind, multiplier, size, parts, generator, dropout, network_args)
+
+    def create_network_from_weights(
+        multiplier: float,
+        file: str | Path | None,
+        vae: Any,
+        text_encoder: TextEncoders,
+        unet: nn.Module | None,
+        weights_sd: Mapping[str, Tensor] | None = None,
+        *,
+        dropout: float | None = None,
+        **network_args: Any,
+    ) -> tuple[Network, dict[str, Tensor]]:
+        """The network that is in a LoRA file, with its weights loaded.
+
+        Args:
+            multiplier: how strongly it acts.
+            file: path of a LoRA file; read only if `weights_sd` is None.
+            vae: not used.
+            text_encoder, unet: the model, for its shapes.
+            weights_sd: the tensors of a LoRA file in any spelling.
+            dropout, network_args: as for `create_network`; ranks and alphas are those of the file.
+
+        Returns:
+            The network, and the file's tensors under the names that the network's `state_dict` has.
+
+        Raises:
+            UserError: the file is broken or of another kind, or a key in it matches no module of the model.
+        """
+        return network_from_file(kind, multiplier, (file, weights_sd), (text_encoder, unet), dropout, network_args)
+
+    return create_network, create_network_from_weights
 
 
 def build_network(
@@ -60,7 +124,7 @@ def build_network(
     dropout: float | None,
     network_args: Mapping[str, Any],
 ) -> Network:
-    """A new network; see `lora.create_network`.
+    """A new network; see `library_face`.
 
     Args:
         size: rank and alpha.
@@ -92,7 +156,7 @@ def network_from_file(
     dropout: float | None,
     network_args: Mapping[str, Any],
 ) -> tuple[Network, dict[str, Tensor]]:
-    """The network that a file holds; see `lora.create_network_from_weights`.
+    """The network that a file holds; see `library_face`.
 
     Args:
         source: the file, and its tensors if they have been read already.
@@ -196,17 +260,3 @@ def _real(name: str, value: Any) -> float | None:
     if number is not None and not 0 <= number < float("inf"):
         raise UserError(f"must be a number from 0, not {value!r}", field=name)
     return number
-
-
-def save_alpha(adapter: Any, destination: dict[str, Any], prefix: str) -> None:
-    """Alpha is a Python number in an adapter and a tensor in files."""
-    destination[f"{prefix}alpha"] = torch.tensor(adapter.alpha, dtype=torch.float32)
-
-
-def load_alpha(adapter: Any, state_dict: Mapping[str, Any], prefix: str, unexpected: list[str]) -> None:
-    """The way back of `save_alpha`, within `nn.Module._load_from_state_dict`."""
-    name = f"{prefix}alpha"
-    if name in state_dict:
-        adapter.alpha = float(state_dict[name])
-    if name in unexpected:
-        unexpected.remove(name)

@@ -6,21 +6,18 @@ whole file is an ordinary LoRA. All of the first b rows are trained at a step; b
 with freezing the earlier ones.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from backend.draws import rng
 from backend.errors import UserError
 from backend.lora.layer import LoraLayer
 from backend.networks.base import Network, Rates
-from backend.networks.build import Kind, build_network, network_from_file
+from backend.networks.build import Kind, library_face
 from backend.networks.dropout import DropoutRates
 from backend.networks.lora import LoRAModule
-from backend.networks.modules import TextEncoders
 
 __all__ = ["DyLoRANetwork", "LoRAModule", "create_network", "create_network_from_weights", "draw_rank"]
 
@@ -93,36 +90,4 @@ def _network(
 
 
 KIND = Kind("networks.dylora", LoRAModule, LoraLayer, _network)
-
-
-def create_network(
-    multiplier: float,
-    network_dim: int | None,
-    network_alpha: float | None,
-    vae: Any,
-    text_encoder: TextEncoders,
-    unet: nn.Module | None,
-    *,
-    generator: torch.Generator | None = None,
-    dropout: float | None = None,
-    **network_args: Any,
-) -> Network:
-    """A new DyLoRA for a model; see `lora.create_network`. `network_args`: see `config.network.DyloraArgs`."""
-    return build_network(
-        KIND, multiplier, (network_dim, network_alpha), (text_encoder, unet), generator, dropout, network_args
-    )
-
-
-def create_network_from_weights(
-    multiplier: float,
-    file: str | Path | None,
-    vae: Any,
-    text_encoder: TextEncoders,
-    unet: nn.Module | None,
-    weights_sd: Mapping[str, Tensor] | None = None,
-    *,
-    dropout: float | None = None,
-    **network_args: Any,
-) -> tuple[Network, dict[str, Tensor]]:
-    """The DyLoRA that is in a LoRA file of one rank, to be trained on; see `lora.create_network_from_weights`."""
-    return network_from_file(KIND, multiplier, (file, weights_sd), (text_encoder, unet), dropout, network_args)
+create_network, create_network_from_weights = library_face(KIND)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.errors import UserError
-from backend.networks.base import Place, attach
+from backend.networks.adapter import Place, attach
 from backend.networks.dropout import Dropout, DropoutRates
 from backend.networks.lora import LoRAModule, create_network
 from tests.networks.tiny import TinyModel

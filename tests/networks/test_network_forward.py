@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backend.networks.base import Network, attach
+from backend.networks.adapter import attach
+from backend.networks.base import Network
 from backend.networks.lora import LoRAModule, create_network
 from tests.networks.tiny import TinyModel, make_model
 

@@ -11,7 +11,7 @@ from backend.errors import UserError
 from backend.lora.file import layers_of, read_lora
 from backend.lora.loha import LohaLayer
 from backend.networks import loha, lora
-from backend.networks.base import attach
+from backend.networks.adapter import attach
 from backend.networks.loha import LohaModule, create_network
 from tests.networks.tiny import TinyModel, make_model
 
