@@ -146,10 +146,14 @@ def reject_all(problems: list[tuple[str, str]]) -> NoReturn:
 
 @cache
 def section_leaves(section_class: type[Section]) -> dict[str, Leaf]:
-    """The leaves of one section by name, in the order of declaration. Nested sections are left out."""
+    """The leaves of one section by name, in the order of declaration, its own before those of a section it extends.
+
+    Nested sections are left out.
+    """
+    extended = {name for base in section_class.__mro__[1:] for name in getattr(base, "model_fields", ())}
     return {
         name: _leaf(name, info)
-        for name, info in section_class.model_fields.items()
+        for name, info in sorted(section_class.model_fields.items(), key=lambda item: item[0] in extended)
         if not any(isinstance(part, type) and issubclass(part, Section) for part in _parts(info.annotation))
     }
 

@@ -8,41 +8,19 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from backend.config.choices import NETWORK_SPELLINGS, SAMPLER_SPELLINGS, NetworkModule, Sampler
 from backend.config.declare import Command, Option, Section, reject, reject_all
+from backend.config.model import ModelOptions
 from backend.config.network import NETWORK_ARGS, rank_problems, read_network_args
 from backend.config.text import read_literals
 
 ADVANCED = Option(advanced=True)
 
 
-class Model(Section):
+class Model(ModelOptions):
     """Model."""
 
     pretrained_model_name_or_path: Annotated[str, Option(widget="model")] = Field(min_length=1)
     """Model to train on: a .safetensors or .ckpt file, a Diffusers folder, or a hub name (org/repo, or
     org/repo/file.safetensors)."""
-
-    revision: Annotated[str | None, ADVANCED] = None
-    """Branch, tag or commit of a model on the hub."""
-
-    v2: Annotated[bool, ADVANCED] = False
-    """The model is Stable Diffusion 2. Every model is recognised without it; one that is not is refused."""
-
-    v_parameterization: Annotated[bool, ADVANCED] = False
-    """The model predicts v. Only needed where its files do not say so; those that say otherwise are refused."""
-
-    vae: Annotated[str | None, Option(widget="model", advanced=True)] = Field(None, min_length=1)
-    """VAE to use in place of the model's own: a .safetensors, .ckpt or .pt file, a Diffusers folder, or a hub name."""
-
-    clip_skip: Annotated[int | None, ADVANCED] = Field(None, ge=1)
-    """Read the text encoder's layer with this number from the end, 1 being the last. With Stable Diffusion 2, 1 is the
-    layer it was made with. Stable Diffusion XL always reads the last layer but one: 1 and 2 change nothing, more is
-    refused."""
-
-    max_token_length: Annotated[int, ADVANCED] = Field(75, ge=75, le=225, multiple_of=75)
-    """Tokens of a caption that count: 75, 150 or 225."""
-
-    no_half_vae: Annotated[bool, ADVANCED] = False
-    """Keep the VAE in float32. It always is here, so this changes nothing."""
 
 
 class Data(Section):

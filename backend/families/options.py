@@ -1,7 +1,9 @@
 """What a run asks of its base model beyond the model itself."""
 
 from dataclasses import dataclass
+from typing import Self
 
+from backend.config.model import ModelOptions
 from backend.errors import UserError
 from backend.families import prediction
 from backend.families.model import Checkpoint, Family
@@ -26,6 +28,11 @@ class LoadOptions:
     vae: str | None = None
     clip_skip: int | None = None
     max_token_length: int = 75
+
+    @classmethod
+    def of(cls, options: ModelOptions) -> Self:
+        """What a command's options ask."""
+        return cls(**{name: getattr(options, name) for name in cls.__dataclass_fields__})
 
 
 def settle(checkpoint: Checkpoint, family: Family, options: LoadOptions) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ def run(config: GenImg) -> None:
         with_multipliers(loras, request.multipliers)
     device = choose_device(config.speed.device)
     dtype = choose_dtype(config, device)
-    generator = load_generation_model(config.model.ckpt, config.model.revision, device, dtype, load_options(config))
+    options = LoadOptions.of(config.model)
+    generator = load_generation_model(config.model.ckpt, config.model.revision, device, dtype, options)
     for note in generator.model.notes:
         warn(note)
     message = set_attention(generator.model.unet, config.speed.xformers, config.speed.sdpa, device)
@@ -45,12 +46,6 @@ def run(config: GenImg) -> None:
     for index, request in enumerate(requests):
         generator.set_loras(with_multipliers(loras, request.multipliers))
         draw(generator, request, config, f"im_{stamp}_{index:03d}")
-
-
-def load_options(config: GenImg) -> LoadOptions:
-    """What the command line asks of the model."""
-    model = config.model
-    return LoadOptions(model.v2, model.v_parameterization, model.vae, model.clip_skip, model.max_token_length)
 
 
 def read_requests(config: GenImg) -> list[Request]:

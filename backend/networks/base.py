@@ -235,19 +235,17 @@ class Network(nn.Module):
         return self
 
     @torch.no_grad()
-    def scale_weight_norms(self, largest: float) -> tuple[int, float]:
+    def scale_weight_norms(self, largest: float) -> tuple[Tensor, Tensor]:
         """Scale every adapter whose change of weight has a Frobenius norm above `largest` down to it.
 
         Returns:
-            How many were scaled, and the mean norm afterwards.
+            How many were scaled, and the mean norm afterwards, still on the device.
         """
-        if not self.adapters():
-            return 0, 0.0
         norms = torch.stack([adapter.norm() for adapter in self.adapters()])
         factors = (largest / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(max=1)
         for adapter, factor in zip(self.adapters(), factors, strict=True):
             adapter.scale_by(factor)
-        return int((factors < 1).sum()), float((norms * factors).mean())
+        return (factors < 1).sum(), (norms * factors).mean()
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         """Take over the weights and alphas of a LoRA file, in any spelling; values are cast to the network's dtype.

@@ -54,18 +54,19 @@ def training_step(run: Run, step: int, micro_batches: Sequence[tuple[Batch, Tens
 
         # The forward process: noise of a random strength is added.
         noise = draw_noise(run.seed, step, indices, latents.shape[1:]).to(device)
-        timesteps = draw_timesteps(run.seed, step, indices, len(run.diffusion.alphas_cumprod)).to(device)
-        noisy = run.diffusion.noisy(latents, noise, timesteps)
+        timesteps = draw_timesteps(run.seed, step, indices, len(run.diffusion.alphas_cumprod))
+        noisy, target = (mix(latents, noise, timesteps) for mix in (run.diffusion.noisy, run.diffusion.target))
+        weights = sample_weights([item.picture.is_reg for item in batch.items], run.config.data.prior_loss_weight)
+        # All that comes from the CPU is sent before the model runs, so that a GPU never waits for it in between.
+        times, weights = timesteps.to(device), weights.to(device)
 
         # The model, frozen but for the network in it, says what was added.
         with run.accelerator.autocast():
             conditioning = run.encode_captions([item.caption for item in batch.items])
             conditioning = model.family.with_sizes(conditioning, [item.sizes for item in batch.items])
-            predicted = model.family.predict(model, noisy, timesteps, conditioning)
+            predicted = model.family.predict(model, noisy, times, conditioning)
 
-        per_sample = squared_error(predicted, run.diffusion.target(latents, noise, timesteps))
-        weights = sample_weights([item.picture.is_reg for item in batch.items], run.config.data.prior_loss_weight)
-        share = weighted_share(per_sample, weights, samples)
+        share = weighted_share(squared_error(predicted, target), weights, samples)
         run.accelerator.backward(share)
         loss += share.detach()
     if run.config.optim.max_grad_norm:

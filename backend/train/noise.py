@@ -42,7 +42,7 @@ class Diffusion:
     prediction_type: str
 
     def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """sqrt(a_t) x + sqrt(1 - a_t) noise: [B, C, h, w] with timesteps [B]."""
+        """sqrt(a_t) x + sqrt(1 - a_t) noise: [B, C, h, w] with timesteps [B], these on the CPU as they are drawn."""
         signal, spread = self._factors(timesteps, latents)
         return signal * latents + spread * noise
 
@@ -54,7 +54,7 @@ class Diffusion:
         return signal * noise - spread * latents
 
     def _factors(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        kept = self.alphas_cumprod[timesteps.cpu()].to(like).view(-1, *[1] * (like.dim() - 1))
+        kept = self.alphas_cumprod[timesteps].to(like).view(-1, *[1] * (like.dim() - 1))
         return kept.sqrt(), (1 - kept).sqrt()
 
 

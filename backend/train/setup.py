@@ -108,16 +108,17 @@ def prepare(config: TrainNetwork) -> Run:
     events.emit("phase", name="loading", step=0, total=1)
     say(f"Loading {config.model.pretrained_model_name_or_path}")
     source = config.model.pretrained_model_name_or_path
-    model = load_model(source, config.model.revision, load_options(config), dtype=None)
+    model = load_model(source, config.model.revision, LoadOptions.of(config.model), dtype=None)
     for note in model.notes:
         warn(note)
     sampling = make_sampling(config.samples, model, outputs, seed)
     place_model(model, config, accelerator.device, dtype)
+    # Before the latents, which take time: a network that does not fit the model is refused here.
+    network = make_network(config, model, seed, accelerator.device)
     feed = make_feed(config.data, training_set, model, accelerator.device)
     if config.data.cache_latents and not sampling.requests:
         model.vae = nn.Module()  # nothing needs it any more, so its memory is given back
 
-    network = make_network(config, model, seed, accelerator.device)
     optim = config.optim
     groups = network.parameter_groups(optim.text_encoder_lr or None, optim.unet_lr, optim.learning_rate)
     network.train_only(groups)
@@ -149,12 +150,6 @@ def prepare(config: TrainNetwork) -> Run:
         epochs=epochs,
         started_at=started_at,
     )
-
-
-def load_options(config: TrainNetwork) -> LoadOptions:
-    """What the config asks of the base model."""
-    model = config.model
-    return LoadOptions(model.v2, model.v_parameterization, model.vae, model.clip_skip, model.max_token_length)
 
 
 def check_captions(config: TrainNetwork, training_set: TrainingSet) -> None:

@@ -55,14 +55,13 @@ def test_fp16_scales_its_gradients_and_steps(run_of) -> None:
 
 
 def test_adamw8bit_learns_as_adamw(losses) -> None:
-    pytest.importorskip("bitsandbytes")
     assert losses(True, optimizer_type="AdamW8bit") == pytest.approx(losses(False), rel=2e-2)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "xformers"])
 def test_attention_that_saves_memory_gives_the_same_losses(losses, attention, capsys) -> None:
     if attention == "xformers":
-        pytest.importorskip("xformers")
+        pytest.importorskip("xformers", reason="xformers, which is built for one torch, does not load with this one")
     found = losses(True, **{attention: True})
     if "Warning: xformers" in capsys.readouterr().out:
         pytest.skip("xformers does not run on this GPU")

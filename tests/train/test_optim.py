@@ -59,7 +59,6 @@ def test_adamw8bit_names_its_package_where_it_is_missing(monkeypatch) -> None:
 
 
 def test_adamw8bit_keeps_8_bit_states_and_steps_like_adamw() -> None:
-    pytest.importorskip("bitsandbytes")
     start, gradient = torch.randn(64, 128), torch.randn(64, 128)
     moved = {}
     for name in ("AdamW", "AdamW8bit"):
