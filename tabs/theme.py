@@ -205,6 +205,10 @@ footer { opacity: .7; }
   #train-columns { flex-direction: column-reverse; }
   #train-columns > *, #generate-columns > * { min-width: 0 !important; width: 100%; }
 }
+@media (max-width: 700px) {
+  #generate-columns { flex-direction: column-reverse; }
+  #picture { height: min(560px, 100vw) !important; }
+}
 """
 
 BRAND = """

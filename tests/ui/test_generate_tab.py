@@ -164,3 +164,11 @@ def test_a_phone_can_reach_everything(open_page: Callable[..., Page]) -> None:
     page = open_page(width=390, height=844)
     open_tab(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.click("#generate")
+    expect(page.locator("#picture img")).to_be_visible()
+    for part in ("#prompt", "#generate", ".multiplier", "#picture img"):
+        bounds = page.locator(part).first.bounding_box()
+        assert bounds is not None and bounds["width"] > 250, f"{part} is squeezed"
+    picture, slider = (page.locator(part).first.bounding_box() for part in ("#picture", ".multiplier"))
+    assert picture is not None and slider is not None
+    assert picture["height"] < 480 and picture["y"] < slider["y"], "the picture stands above what changes it"
