@@ -102,6 +102,9 @@ class TrainingSet:
             "ss_reg_dataset_dirs": self._dataset_dirs(is_reg=True),
             "ss_tag_frequency": tags,
         }
+        rates = {subset.caption_dropout_rate for dataset in self.datasets for subset in dataset.subsets}
+        if len(rates) == 1:  # where they differ, they stand with each subset alone
+            values["ss_caption_dropout_rate"] = rates.pop()
         if len(described) == 1 and described[0]["bucket_info"]:
             values["ss_bucket_info"] = described[0]["bucket_info"]
         return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}

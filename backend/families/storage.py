@@ -2,10 +2,8 @@
 
 import json
 import os
-import pickle
 import shutil
 import struct
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from backend.errors import UserError
-from backend.lora.pickled import save_pickled
+from backend.lora.pickled import load_pickled, save_pickled
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
@@ -36,31 +34,9 @@ DTYPE_NAMES = {
 }
 
 
-class _Placeholder(dict):
-    """Stands for a trainer's own object in an old `.ckpt`: takes any state and does nothing."""
-
-    def __init__(self, *_args: object, **_kwargs: object) -> None:
-        super().__init__()
-
-
 # Stable Diffusion's first checkpoints carry these beside their weights; loading them as what they are would need the
 # package and run its code.
 _INERT_GLOBALS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
-
-# What a damaged pickle can make the weights-only reader raise.
-_PICKLE_ERRORS = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    struct.error,
-    zipfile.BadZipFile,
-)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -88,14 +64,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    safe = [(_Placeholder, name) for name in _INERT_GLOBALS]
-    try:
-        with torch.serialization.safe_globals(safe):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except _PICKLE_ERRORS as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        message = f"cannot be read as plain tensors ({reason[:160]}); convert it to safetensors where you trust it"
-        raise UserError(message, field=str(path)) from error
+    content = load_pickled(path, _INERT_GLOBALS, mapped=True)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):

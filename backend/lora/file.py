@@ -7,14 +7,11 @@ In memory a file is `{key: layer}`, with keys as in tables/names.py. On disk eac
 import json
 import math
 import os
-import pickle
 import re
-import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -26,7 +23,7 @@ from backend.header import METADATA_KEY, pack_header, parse_header, read_header
 from backend.lora.layer import Layer, LoraLayer
 from backend.lora.loha import LohaLayer
 from backend.lora.metadata import hashes
-from backend.lora.pickled import save_pickled
+from backend.lora.pickled import load_pickled, save_pickled
 from backend.lora.spelling import ALPHA, family_keys, family_of, module_key, split_name
 
 SAFETENSORS = (".safetensors",)
@@ -36,19 +33,6 @@ PEFT_SETTINGS = "lora_adapter_metadata"
 LISTED = 8
 LONGEST = 160
 LAYERS: tuple[type[Layer], ...] = (LoraLayer, LohaLayer)
-# What loading raises on a file that is cut off, altered or something else altogether.
-BROKEN_PICKLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    struct.error,
-)
 
 
 @dataclass(frozen=True)
@@ -118,11 +102,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _pickled_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except BROKEN_PICKLE as error:
-        message = "is no file of tensors, or is cut off, or holds more than tensors; use a .safetensors file"
-        raise UserError(message, field=str(path)) from error
+    loaded = load_pickled(path)
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()

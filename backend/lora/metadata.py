@@ -34,26 +34,47 @@ OPTIONS = (
     "network_alpha",
     "network_dropout",
     "mixed_precision",
-    "full_fp16",
     "v2",
     "clip_skip",
     "max_token_length",
     "cache_latents",
     "seed",
-    "noise_offset",
-    "multires_noise_iterations",
-    "multires_noise_discount",
-    "adaptive_noise_scale",
-    "zero_terminal_snr",
     "training_comment",
     "max_grad_norm",
     "prior_loss_weight",
-    "min_snr_gamma",
     "scale_weight_norms",
-    "ip_noise_gamma",
-    "debiased_estimation",
-    "loss_type",
 )
+# What readers look for of options that this trainer does not have, with the values that these have while they are off.
+# A row goes when its option comes.
+OFF: Mapping[str, Any] = {
+    "num_validation_images": 0,
+    "full_fp16": False,
+    "lowram": False,
+    "noise_offset": None,
+    "noise_offset_random_strength": False,
+    "adaptive_noise_scale": None,
+    "multires_noise_iterations": None,
+    "multires_noise_discount": 0.3,
+    "ip_noise_gamma": None,
+    "ip_noise_gamma_random_strength": False,
+    "min_snr_gamma": None,
+    "debiased_estimation": False,
+    "loss_type": "l2",
+    "huber_schedule": "snr",
+    "huber_scale": 1.0,
+    "huber_c": 0.1,
+    "fp8_base": False,
+    "fp8_base_unet": False,
+    "caption_dropout_every_n_epochs": 0,
+    "caption_tag_dropout_rate": 0.0,
+    "face_crop_aug_range": None,
+    "resize_interpolation": None,
+    "validation_seed": None,
+    "validation_split": 0.0,
+    "max_validation_steps": None,
+    "validate_every_n_epochs": None,
+    "validate_every_n_steps": None,
+}
 # What `no_metadata` keeps: without it a reader cannot tell what the file is for.
 MINIMUM = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")
 
@@ -70,7 +91,9 @@ class TrainingFacts:
         steps, epoch: how far training was when the file was written.
         num_batches_per_epoch: of all devices together.
         optimizer: its class with its arguments.
+        zero_terminal_snr: the base model's schedule ends in pure noise.
         sd_model_hash, new_sd_model_hash: of the checkpoint file, the WebUI's short old hash and its SHA-256.
+        vae_name, vae_hash, new_vae_hash: the same of the VAE, where it is not the model's own.
     """
 
     base_model_version: str
@@ -84,9 +107,13 @@ class TrainingFacts:
     num_epochs: int | None = None
     num_batches_per_epoch: int | None = None
     optimizer: str | None = None
+    zero_terminal_snr: bool = False
     sd_model_name: str | None = None
     sd_model_hash: str | None = None
     new_sd_model_hash: str | None = None
+    vae_name: str | None = None
+    vae_hash: str | None = None
+    new_vae_hash: str | None = None
 
 
 def training_metadata(
@@ -95,11 +122,11 @@ def training_metadata(
     """The `ss_*` fields of a training run.
 
     Args:
-        options: the run's resolved options by name; those in `OPTIONS` are written, None as "None".
+        options: the run's resolved options by name; those in `OPTIONS` are written, None as "None", and `OFF`.
         facts: what the run knows beyond its options.
         changes: values that override both, such as a seed that was drawn or a rank read from a file.
     """
-    found = {name: options[name] for name in OPTIONS if name in options}
+    found = dict(OFF) | {name: options[name] for name in OPTIONS if name in options}
     rates = found.get("text_encoder_lr")
     if isinstance(rates, tuple):
         # One rate for all text encoders, as readers know it, or a list where each has its own.
@@ -123,6 +150,7 @@ def modelspec(
     written_at: float,
     prediction_type: str = "epsilon",
     implementation: str = "diffusers",
+    encoder_layer: int | None = None,
 ) -> dict[str, str]:
     """The `modelspec.*` fields of a LoRA (ModelSpec 1.0.1, https://github.com/Stability-AI/ModelSpec).
 
@@ -133,8 +161,10 @@ def modelspec(
         written_at: unix time in seconds.
         prediction_type: "epsilon" or "v".
         implementation: the code that the file is meant for.
+        encoder_layer: layer of the text encoder that was read, from the end; None is the model's own.
     """
-    return {
+    layer = {} if encoder_layer is None else {"modelspec.encoder_layer": str(encoder_layer)}
+    return layer | {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": implementation,

@@ -2,8 +2,8 @@
 
 At a step one rank b is drawn for the whole network, uniformly over the multiples of `unit`; the first b rows are used,
 with scale alpha / b. So the file cut to b rows with alpha unchanged is the network that was trained at rank b, and the
-whole file is an ordinary LoRA. All of the first b rows are trained at a step; benchmarks/dylora_rows.py compares that
-with freezing the earlier ones.
+whole file is an ordinary LoRA. All of the first b rows are trained at a step: on the demo model that is better at every
+rank than freezing the earlier ones, the paper's other variant (docs/measured.md, benchmarks/dylora_rows.py).
 """
 
 from collections.abc import Sequence

@@ -50,6 +50,7 @@ def metadata(run: Run, path: Path, step: int, epoch: int) -> dict[str, str]:
         num_epochs=run.epochs,
         num_batches_per_epoch=run.training_set.batches_per_epoch(),
         optimizer=optimizer_name(run),
+        zero_terminal_snr=bool(run.model.scheduler.get("rescale_betas_zero_snr")),
         **run.base_hashes,
     )
     changes = {"max_train_steps": run.total_steps, **network_facts(run.config.network, run.network)}
@@ -60,7 +61,8 @@ def metadata(run: Run, path: Path, step: int, epoch: int) -> dict[str, str]:
     resolution = run.training_set.datasets[0].resolution
     prediction_type = {"epsilon": "epsilon", "v_prediction": "v"}[run.diffusion.prediction_type]
     architecture = family.architecture(run.model.predicts_v)
-    return found | modelspec(architecture, path.stem, resolution, now, prediction_type, family.implementation)
+    layer = run.config.model.clip_skip
+    return found | modelspec(architecture, path.stem, resolution, now, prediction_type, family.implementation, layer)
 
 
 def network_facts(options: NetworkOptions, network: Any) -> dict[str, object]:

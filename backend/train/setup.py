@@ -37,6 +37,7 @@ from backend.train.progress import say, warn
 from backend.train.samples import Sampling, make_sampling, wanted
 from backend.train.text import CaptionEncoder, KnownCaptions, encode_all
 
+VAE_FIELDS = {"sd_model_name": "vae_name", "sd_model_hash": "vae_hash", "new_sd_model_hash": "new_vae_hash"}
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -78,8 +79,10 @@ class Run:
 
     @cached_property
     def base_hashes(self) -> dict[str, str]:
-        """Name and hashes of the base model, computed once for all files of the run."""
-        return model_hashes(self.model.source)
+        """Names and hashes of the base model, and of a VAE in place of its own; computed once for all files."""
+        vae = self.config.model.vae
+        other = {} if vae is None else {VAE_FIELDS[name]: value for name, value in model_hashes(vae).items()}
+        return model_hashes(self.model.source) | other
 
 
 def prepare(config: TrainNetwork) -> Run:

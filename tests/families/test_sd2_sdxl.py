@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from backend.errors import UserError
 from backend.families.base import (
     Model,
+    empty_modules,
     load_model,
     read_checkpoint,
     save_diffusers,
@@ -27,11 +28,36 @@ from backend.families.base import (
     write_single_file,
 )
 from backend.families.build import model_configs, random_model
+from backend.networks.modules import unet_shape
+from backend.tables.names import text_encoder_targets, unet_targets
 from tests.families.checkpoints import assert_same, assert_same_checkpoint, distinct
 
 FAMILIES = ("sd2", "sdxl")
 CAPTIONS = ["a photo of a cat, masterpiece", "", "two dogs!"]
 OPEN_CLIP = {"sd2": "cond_stage_model.model.", "sdxl": "conditioner.embedders.1.model."}
+
+
+@pytest.mark.parametrize("family", ["sd1", *FAMILIES])
+def test_every_target_of_a_lora_names_its_weight_in_a_single_file(family: str, tmp_path: Path) -> None:
+    """Also which third of a tensor it is, where OpenCLIP keeps queries, keys and values in one."""
+    checkpoint = distinct(torch.float32, family=family)
+    write_single_file(checkpoint, tmp_path / "m.safetensors")
+    tensors, parts = load_file(tmp_path / "m.safetensors"), checkpoint.parts
+    unet = unet_shape(empty_modules(checkpoint)["unet"])
+    targets = {"unet": unet_targets(unet)}
+    for index, name in enumerate(name for name in parts if name.startswith("text_encoder")):
+        layers = parts[name].config["num_hidden_layers"]
+        targets[name] = text_encoder_targets(family, layers, index)
+    seen = []
+    for part, ones in targets.items():
+        for target in ones:
+            if target.optional and f"{target.path}.weight" not in parts[part].tensors:
+                continue
+            weight = tensors[target.checkpoint_key]
+            weight = weight if target.third is None else weight.chunk(3)[target.third]
+            assert torch.equal(weight.flatten(1), parts[part].tensors[f"{target.path}.weight"].flatten(1)), target.key
+            seen.append((target.checkpoint_key, target.third))
+    assert len(set(seen)) == len(seen) > 190
 
 
 @cache

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from backend.header import read_header
-from backend.lora.metadata import TrainingFacts, file_hashes, minimum_metadata, modelspec, training_metadata
+from backend.lora.metadata import OFF, TrainingFacts, file_hashes, minimum_metadata, modelspec, training_metadata
 
 REFERENCE = Path(__file__).parents[1] / "data" / "sd15_c3lier_dim1.safetensors"
 
@@ -47,7 +47,9 @@ def test_training_metadata_is_text_and_complete() -> None:
     )
     options = {"network_dim": 8, "network_alpha": 1.0, "text_encoder_lr": None, "seed": None, "output_dir": "/private"}
     metadata = training_metadata(options, facts, {"seed": 42})
-    assert metadata == {
+    assert {f"ss_{name}": str(value) for name, value in OFF.items()}.items() <= metadata.items()
+    assert {name: value for name, value in metadata.items() if name.removeprefix("ss_") not in OFF} == {
+        "ss_zero_terminal_snr": "False",
         "ss_network_dim": "8",
         "ss_network_alpha": "1.0",
         "ss_text_encoder_lr": "None",

@@ -56,6 +56,21 @@ def test_parameters_are_as_many_as_the_references(sd15: tuple[nn.Module, nn.Modu
         assert sum(parameter.numel() for parameter in network.parameters()) == expected
 
 
+def test_stable_diffusion_2_has_as_many_modules_and_parameters_as_the_reference() -> None:
+    """engine.md 2.3: 138 in its text encoder, whose one is 1024 wide and 23 layers deep, and the U-Net's of SD1."""
+    unet = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
+    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+    for linear in (True, False):
+        with torch.device("meta"):
+            parts = CLIPTextModel(CLIPTextConfig(**text)), UNet2DConditionModel(use_linear_projection=linear, **unet)
+        for arguments, modules, expected in (({}, 192, 3_424_256), ({"conv_dim": 4}, 278, 5_931_776)):
+            network = create_network(1.0, 4, 1, None, *parts, **arguments)
+            assert (len(network.text_encoder_loras), len(network.unet_loras)) == (138, modules)
+            assert sum(parameter.numel() for parameter in network.parameters()) == expected
+            last = [item.lora_name for item in network.text_encoder_loras][-1]
+            assert last == "lora_te_text_model_encoder_layers_22_mlp_fc2"
+
+
 def test_building_one_network_does_not_change_the_next(sd15: tuple[nn.Module, nn.Module]) -> None:
     before = described(create_network(1.0, 4, 1, None, *sd15))
     create_network(1.0, 8, 2, None, *sd15, conv_dim=8, conv_alpha=3)

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPTextModel
 
 from backend.__main__ import main
 from backend.config.argv import from_argv
@@ -16,10 +19,10 @@ from backend.errors import ConfigError, UserError
 from backend.header import read_header
 from backend.lora.file import read_lora
 from backend.lora.metadata import file_hashes
-from backend.networks import lora
 from backend.networks.dylora import draw_rank
 from backend.networks.modules import find_modules
 from backend.train.loop import train, training_step
+from backend.train.noise import draw_noise, draw_timesteps
 from backend.train.setup import prepare
 
 ROOT = Path(__file__).parents[2]
@@ -185,68 +188,117 @@ def test_wrong_lengths_are_one_line_before_training(run_of) -> None:
         run_of(network_args=["block_dims=" + ",".join(["2"] * 23)])
 
 
-def test_twenty_steps_on_the_demo_model_are_those_of_pefts_lora(tmp_path, monkeypatch) -> None:
-    """The same pictures, noise, time steps, optimizer and starting weights; only the layers are PEFT's."""
+def pefts_loop(config: TrainNetwork, start: list[Tensor], paths: list[str], steps: int) -> list[float]:
+    """A plain training loop of diffusers' parts with PEFT's LoRA: of ours it has the pictures' order and the draws."""
+    prepared = prepare(config)  # for latents, captions and draws alone
+    root = ROOT / config.model.pretrained_model_name_or_path
+    unet = UNet2DConditionModel.from_pretrained(root, subfolder="unet", torch_dtype=torch.float32)
+    encoder = CLIPTextModel.from_pretrained(root / "text_encoder", dtype=torch.float32)
+    scheduler = DDPMScheduler.from_pretrained(root, subfolder="scheduler")
+    unet.requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=paths))
+    layers = [unet.get_submodule(path) for path in paths]
+    parameters = [weight for layer in layers for weight in (layer.lora_A.default.weight, layer.lora_B.default.weight)]
+    with torch.no_grad():
+        for parameter, value in zip(parameters, start, strict=True):
+            parameter.copy_(value)
+    optimizer = torch.optim.AdamW(parameters, lr=config.optim.learning_rate)
+    pairs = prepared.feed([b for epoch in range(8) for b in prepared.training_set.epoch_batches(1, epoch)])
+    losses = []
+    for step, (batch, latents) in zip(range(steps), pairs, strict=False):
+        count = range(len(batch.items))
+        noise, times = draw_noise(1, step, count, latents.shape[1:]), draw_timesteps(1, step, count, 1000)
+        ids = prepared.model.family.tokenize(prepared.model, [item.caption for item in batch.items]).reshape(-1, 77)
+        with torch.no_grad():
+            hidden = encoder(ids).last_hidden_state
+        predicted = unet(scheduler.add_noise(latents, noise, times), times, hidden).sample
+        loss = torch.nn.functional.mse_loss(predicted, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_twenty_steps_on_the_demo_model_are_those_of_a_plain_peft_loop(tmp_path, monkeypatch) -> None:
+    """The same pictures, noise, time steps and starting weights; everything else is diffusers', PEFT's and torch's."""
     monkeypatch.chdir(ROOT)
     preset = read_toml(TrainNetwork, "presets/train_network/demo.toml")
     options = {"output_dir": str(tmp_path), "max_train_steps": 20, "network_train_unet_only": True}
     options |= {"lr_scheduler": "constant", "lr_warmup_steps": 0.0, "overwrite": True, "sample_every_n_epochs": 999}
-    ours = prepare(resolve(TrainNetwork, preset, options))
-    theirs = prepare(resolve(TrainNetwork, preset, options))
-    start = [parameter.detach().clone() for parameter in theirs.network.parameters()]
-    theirs.network.remove()
-    monkeypatch.setattr(theirs.network, "begin_step", lambda *_: None)
-    found = find_modules(None, theirs.model.unet)
-    paths = [found[item.lora_name].target.path for item in theirs.network.unet_loras]
-    theirs.model.unet.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=paths))
-    parameters = []
-    for path in paths:
-        layer = theirs.model.unet.get_submodule(path)
-        parameters += [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
-    with torch.no_grad():
-        for parameter, value in zip(parameters, start, strict=True):
-            parameter.copy_(value)
-    theirs.optimizer.param_groups[0]["params"][:] = parameters
-    pairs = [list(run.feed([batch for epoch in range(8) for batch in run.training_set.epoch_batches(1, epoch)]))[:20]
-             for run in (ours, theirs)]  # fmt: skip
-    losses = [[float(training_step(run, step, [pair])) for step, pair in enumerate(own)] for run, own in
-              zip((ours, theirs), pairs, strict=True)]  # fmt: skip
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0][0] != losses[0][-1]
-    assert isinstance(ours.network.unet_loras[0], lora.LoRAModule)
+    config = resolve(TrainNetwork, preset, options)
+    run = prepare(config)
+    found = find_modules(None, run.model.unet)
+    paths = [found[item.lora_name].target.path for item in run.network.unet_loras]
+    theirs = pefts_loop(config, [parameter.detach().clone() for parameter in run.network.parameters()], paths, 20)
+    ours = train(run).losses
+    assert len(ours) == len(theirs) == 20 and ours == pytest.approx(theirs, rel=1e-5)
+    assert ours[0] != ours[-1]
 
 
-def test_a_wrong_network_file_is_one_line_and_touches_nothing(tmp_path, model_folder, dataset, capsys) -> None:
+def wrong_files(folder: Path) -> dict[str, Path]:
+    """Files that no option may take, by what is wrong with them."""
     key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
     good = {f"{key}.lora_down.weight": torch.ones(4, 64), f"{key}.lora_up.weight": torch.ones(128, 4)}
     xl = key.replace("mid_block_attentions_0", "middle_block_1")
-    files = {
-        "truncated": None,
+    tensors = {
+        "truncated": good,
         "other": {f"{xl}.lora_down.weight": torch.ones(4, 2048), f"{xl}.lora_up.weight": torch.ones(1280, 4)},
         "nan": {**good, f"{key}.lora_up.weight": torch.full((128, 4), torch.nan)},
         "hostile": {f"lora_unet_../../{name}": value for name, value in good.items()},
         "alpha": {**good, f"{key}.alpha": torch.ones(3)},
     }
-    for name, tensors in files.items():
-        path = tmp_path / f"{name}.safetensors"
-        save_file(tensors or good, path)
-        if tensors is None:
-            path.write_bytes(path.read_bytes()[:-100])
-    words = {
-        "truncated": "cut off",
-        "other": "keys match no module|made for",
-        "nan": "not finite",
-        "alpha": "no single",
-    }
+    files = {name: folder / f"{name}.safetensors" for name in tensors}
+    for name, path in files.items():
+        save_file(tensors[name], path)
+    files |= {f"{name} pickle": folder / f"{name}.pt" for name in ("truncated", "nan", "code")}
+    torch.save(good, files["truncated pickle"])
+    torch.save(tensors["nan"], files["nan pickle"])
+    torch.save({"code": Hostile(folder / "ran")}, files["code pickle"])
+    for name in ("truncated", "truncated pickle"):
+        files[name].write_bytes(files[name].read_bytes()[:-100])
+    return files
+
+
+class Hostile:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+WRONG = {
+    "truncated": "cut off",
+    "truncated pickle": "cut off",
+    "other": "keys match no module|made for",
+    "nan": "not finite",
+    "nan pickle": "not finite",
+    "alpha": "no single",
+    "hostile": "match no module|no LoRA",
+    "code pickle": "holds more than tensors",
+}
+
+
+@pytest.mark.parametrize("option", ["--network_weights", "--dim_from_weights --network_weights", "--base_weights"])
+def test_a_wrong_network_file_is_one_line_and_touches_nothing(
+    option: str, tmp_path, model_folder, dataset, capsys
+) -> None:
     output = tmp_path / "out"
-    for name in files:
+    files = wrong_files(tmp_path)
+    assert files.keys() == WRONG.keys()
+    for name, path in files.items():
         line = ["train_network", "--pretrained_model_name_or_path", str(model_folder), "--dataset_config"]
-        line += [str(dataset()), "--output_dir", str(output), "--max_train_steps", "1", "--network_weights"]
-        assert main([*line, str(tmp_path / f"{name}.safetensors")]) == 2
+        line += [str(dataset()), "--output_dir", str(output), "--max_train_steps", "1", *option.split()]
+        assert main([*line, str(path)]) == 2
         error = capsys.readouterr().err.strip().splitlines()
-        assert f"{name}.safetensors" in error[-1] and "Traceback" not in "".join(error)
-        assert re.search(words.get(name, "match no module|no LoRA"), error[-1])
-        assert not list(output.glob("*.safetensors")) and not list(output.glob("*.tmp"))
+        assert path.name in error[-1] and "Traceback" not in "".join(error)
+        assert re.search(WRONG[name], error[-1]), name
+        assert not list(output.iterdir())
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_file_tells_its_own_rank_alpha_and_unit(run_of) -> None:

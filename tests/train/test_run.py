@@ -1,5 +1,6 @@
 """Whole runs: which files they leave, what they refuse, how they end."""
 
+import hashlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from backend import events
 from backend.config.base import read_toml, resolve, values
@@ -77,6 +79,20 @@ def test_the_file_tells_how_it_was_trained(run_of, model_folder, dataset) -> Non
     hashes = file_hashes(prepared.outputs.final)
     assert {key: file.metadata[key] for key in hashes} == hashes
     assert all(layer.down.dtype == layer.up.dtype == torch.float16 for layer in file.layers.values())
+
+
+def test_no_field_that_readers_know_is_missing(run_of, model, tmp_path) -> None:
+    """The list is reference/engine.md 2.6, but for the commit of the reference's own code and hashes of folders."""
+    vae = tmp_path / "vae.safetensors"
+    save_file({name: value.clone() for name, value in model.vae.state_dict().items()}, vae)
+    prepared = run_of(vae=str(vae), clip_skip=2)
+    train(prepared)
+    found = read_lora(prepared.outputs.final).metadata
+    names = (Path(__file__).parents[1] / "data" / "metadata_fields.txt").read_text().split()
+    assert len(names) == 72 and [name for name in names if f"ss_{name}" not in found] == []
+    assert (found["ss_vae_name"], found["modelspec.encoder_layer"]) == ("vae.safetensors", "2")
+    assert found["ss_new_vae_hash"] == hashlib.sha256(vae.read_bytes()).hexdigest()
+    assert (found["ss_caption_dropout_rate"], found["ss_zero_terminal_snr"]) == ("0.0", "False")
 
 
 def test_no_metadata_keeps_the_least_that_readers_need(run_of) -> None:
