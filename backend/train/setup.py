@@ -3,6 +3,7 @@
 import importlib
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
@@ -28,7 +29,7 @@ from backend.generate.pipeline import place
 from backend.lora.file import layers_of, read_lora, read_tensors, tensors_of
 from backend.networks.base import add_to_weight, check_keys
 from backend.networks.build import check_fit
-from backend.networks.modules import find_modules
+from backend.networks.modules import FoundModule, find_modules
 from backend.train.feed import Feed, make_feed
 from backend.train.noise import Diffusion, diffusion_of
 from backend.train.optim import Schedule, check_optimizer, make_optimizer, make_schedule
@@ -268,7 +269,7 @@ def make_network(config: TrainNetwork, model: Model, seed: int, device: torch.de
         apply_unet=not options.network_train_text_encoder_only,
     )
     if options.network_weights is not None and not options.dim_from_weights:
-        continue_from(network, options)
+        continue_from(network, options, find_modules(model.text_encoders, model.unet))
     network.to(device, dtype=torch.float32)
     network.requires_grad_(True).train()
     return network
@@ -290,16 +291,20 @@ def merge_base_weights(options: NetworkOptions, model: Model) -> None:
         say(f"Merged {path} at {multiplier:g}")
 
 
-def continue_from(network: nn.Module, options: NetworkOptions) -> None:
+def continue_from(network: nn.Module, options: NetworkOptions, modules: Mapping[str, FoundModule]) -> None:
     """Load `network_weights` into a network of the same ranks; what the file does not have starts from nothing.
 
+    Args:
+        modules: the model's, by key.
+
     Raises:
-        UserError: the file is broken, or has other ranks or modules.
+        UserError: the file is broken, made for another model, or has other ranks or modules.
     """
     path = options.network_weights
     tensors, metadata = read_tensors(path)
     layers = layers_of(tensors, metadata, str(path))
     only = {"lora_unet_": options.network_train_unet_only, "lora_te": options.network_train_text_encoder_only}
+    check_fit(layers, modules, str(path))
     kept = {key: layer for key, layer in layers.items() if all(key.startswith(part) for part in only if only[part])}
     if len(kept) < len(layers):
         warn(f"{len(layers) - len(kept)} modules of {path} belong to the part that is not trained and are left out")

@@ -283,6 +283,17 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("option", ["network_weights", "dim_from_weights", "base_weights"])
+def test_a_file_for_a_wider_model_is_told_from_one_of_other_rank(option: str, run_of, tmp_path) -> None:
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    file = tmp_path / "wide.safetensors"
+    save_file({f"{key}.lora_down.weight": torch.ones(4, 128), f"{key}.lora_up.weight": torch.ones(128, 4)}, file)
+    options = {option: [str(file)]} if option == "base_weights" else {"network_weights": str(file)}
+    options |= {"dim_from_weights": True} if option == "dim_from_weights" else {}
+    with pytest.raises(UserError, match=r"attn2_to_k is made for a weight of \(128, 128\), the model's is \(128, 64\)"):
+        run_of(**options)
+
+
 @pytest.mark.parametrize("option", ["--network_weights", "--dim_from_weights --network_weights", "--base_weights"])
 def test_a_wrong_network_file_is_one_line_and_touches_nothing(
     option: str, tmp_path, model_folder, dataset, capsys
