@@ -35,10 +35,15 @@ class Entry:
 COMMANDS: dict[str, Entry] = {
     "train_network": Entry("backend.config.train:TrainNetwork", "backend.train.loop:run"),
     "gen_img": Entry("backend.config.generate:GenImg", "backend.generate.run:run"),
+    "extract_lora_from_dylora": Entry("backend.config.lora_tools:ExtractDyLora", "backend.tools.dylora_extract:run"),
+    "merge_lora": Entry("backend.config.lora_tools:MergeLora", "backend.tools.merge:run"),
+    "svd_merge_lora": Entry("backend.config.lora_tools:SvdMergeLora", "backend.tools.svd_merge:run"),
+    "extract_lora_from_models": Entry("backend.config.lora_tools:ExtractLora", "backend.tools.diff_extract:run"),
+    "resize_images_to_resolution": Entry("backend.config.tools:ResizeImages", "backend.tools.resize:run"),
     "convert_diffusers20_original_sd": Entry("backend.config.tools:ConvertModel", "backend.tools.convert:run"),
     "inspect_lora": Entry("backend.config.tools:InspectLora", "backend.tools.inspect_lora:run"),
 }
-ALIASES = {"gen_img_diffusers": "gen_img"}
+ALIASES = {"gen_img_diffusers": "gen_img", "sdxl_merge_lora": "merge_lora"}
 
 
 def find(name: str) -> Entry:

@@ -14,7 +14,7 @@ from backend.families.storage import write_tensors
 from backend.job_runner import claim
 from backend.jobs import Jobs
 from backend.lora.file import write_lora
-from backend.train.progress import say
+from backend.terminal import say
 from backend.workspace import PROJECT, Workspace
 from tests.disks import fill, small_disk
 from tests.jobs.conftest import script_argv, wait_for

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from backend.generate.attention import set_attention
 from backend.generate.images import describe, save_png
 from backend.generate.pipeline import GenerationModel, load_generation_model, resolve
 from backend.generate.prompts import Request, parse_line, read_prompts
+from backend.terminal import say, warn
 
 
 def run(config: GenImg) -> None:
@@ -145,15 +145,3 @@ def free_path(folder: Path, stem: str) -> Path:
         number += 1
         path = folder / f"{stem}_{number}.png"
     return path
-
-
-def say(message: str) -> None:
-    """One line above the bar; where the output is full, the pictures go on without it."""
-    with suppress(OSError):
-        tqdm.write(message)
-
-
-def warn(message: str) -> None:
-    """One line that something is not as asked for."""
-    say(f"Warning: {message}")
-    events.emit("warning", message=message)

@@ -11,11 +11,12 @@ from torch import Tensor
 from backend import events
 from backend.config.train import TrainNetwork
 from backend.data.batches import Batch
+from backend.terminal import say
 from backend.train.feed import grouped
 from backend.train.loss import sample_weights, squared_error, weighted_share
 from backend.train.noise import draw_noise, draw_timesteps
 from backend.train.optim import set_rates
-from backend.train.progress import Progress, say
+from backend.train.progress import Progress
 from backend.train.saving import save_network
 from backend.train.setup import Run, prepare
 from backend.train.stop import StopRequest

@@ -1,11 +1,10 @@
 """What a run tells while it trains: a bar on the terminal, events for the web side, and an eye on the loss."""
 
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,23 +12,10 @@ from tqdm import tqdm
 
 from backend import events
 from backend.errors import UserError
+from backend.terminal import EVENT_INTERVAL, say
 
-EVENT_INTERVAL = 0.2
 SPEED_WINDOW = 50
 LOG_LINES = 20
-
-
-def say(message: str) -> None:
-    """One line to the reader of the log, at once, above the bar if there is one; no run ends for a log that is full."""
-    with suppress(OSError):
-        tqdm.write(message)
-        sys.stdout.flush()
-
-
-def warn(message: str) -> None:
-    """One line that something is not as asked for, in the log and as an event."""
-    say(f"Warning: {message}")
-    events.emit("warning", message=message)
 
 
 class Progress:

@@ -15,8 +15,8 @@ from backend.families.model import Model
 from backend.generate.images import describe, save_png, to_pictures
 from backend.generate.pipeline import Encode, decode, denoise, resolve
 from backend.generate.prompts import Request, read_prompts
+from backend.terminal import say, warn
 from backend.train.outputs import Outputs
-from backend.train.progress import say, warn
 
 
 @dataclass(frozen=True)

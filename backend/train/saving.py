@@ -12,7 +12,8 @@ from backend.config.base import values
 from backend.config.train import Network as NetworkOptions
 from backend.errors import UserError
 from backend.lora.metadata import TrainingFacts, minimum_metadata, modelspec, training_metadata
-from backend.train.progress import all_finite, say
+from backend.terminal import say
+from backend.train.progress import all_finite
 from backend.train.setup import Run
 
 PRECISIONS = {None: None, "float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -30,11 +30,11 @@ from backend.lora.file import layers_of, read_lora, read_tensors, tensors_of
 from backend.networks.base import add_to_weight, check_keys
 from backend.networks.build import check_fit
 from backend.networks.modules import FoundModule, find_modules
+from backend.terminal import say, warn
 from backend.train.feed import Feed, make_feed
 from backend.train.noise import Diffusion, diffusion_of
 from backend.train.optim import Schedule, check_optimizer, make_optimizer, make_schedule
 from backend.train.outputs import Outputs, write_text
-from backend.train.progress import say, warn
 from backend.train.samples import Sampling, make_sampling, wanted
 from backend.train.text import CaptionEncoder, KnownCaptions, encode_all
 

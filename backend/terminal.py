@@ -1,0 +1,47 @@
+"""What a command tells whoever started it: lines and bars on the terminal, and the same as events for the web side."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from backend import events
+
+EVENT_INTERVAL = 0.2
+
+T = TypeVar("T")
+
+
+def say(message: str) -> None:
+    """One line to the reader of the log, at once, above the bar if there is one; no run ends for a log that is full."""
+    with suppress(OSError):
+        tqdm.write(message)
+        sys.stdout.flush()
+
+
+def warn(message: str) -> None:
+    """One line that something is not as asked for, in the log and as an event."""
+    say(f"Warning: {message}")
+    events.emit("warning", message=message)
+
+
+def track(items: Iterable[T], name: str, total: int) -> Iterator[T]:
+    """The items, with a bar on the terminal and a phase event now and then that say how many are done.
+
+    Args:
+        items: gone through as they are asked for.
+        name: what is done with them, such as "merging".
+        total: how many there are.
+    """
+    told = -EVENT_INTERVAL
+    with tqdm(total=total, desc=name, dynamic_ncols=True, disable=None, leave=False) as bar:
+        for done, item in enumerate(items):
+            if time.monotonic() - told >= EVENT_INTERVAL:
+                told = time.monotonic()
+                events.emit("phase", name=name, step=done, total=total)
+            yield item
+            bar.update()
+    events.emit("phase", name=name, step=total, total=total)
