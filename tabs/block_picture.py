@@ -11,7 +11,7 @@ from backend.config.ranks import NetworkSize, network_size, ranks_of_blocks, rat
 from backend.config.text import read_pairs
 from backend.errors import ConfigError, UserError
 from backend.tables.blocks import PARTS, BlockRank, Blocks, Part, lr_weights
-from backend.tables.sizes import TITLES
+from backend.tables.identity import title_of
 from backend.tables.widths import Found, find_widths
 from tabs.text import figures
 
@@ -242,5 +242,5 @@ def _summary(picture: Picture) -> str:
                 ("file, 16 bit", f"{size.parameters * 2 / 1e6:,.1f} MB"),
             ]
         )
-    hints.append(f"{TITLES[found.widths.family]}; widths {found.source}.")
+    hints.append(f"{title_of(found.widths.family)}; widths {found.source}.")
     return f'<div class="sizes">{shown}<div class="hint">{escape(" ".join(hints))}</div></div>'

@@ -17,6 +17,7 @@ from backend.families.original import SingleFile, TextLayout, read_original, wri
 from backend.families.tokenizer import clip_tokenizer
 from backend.families.widths import family_config
 from backend.tables import layout
+from backend.tables.identity import IDENTITIES, title_of
 
 PARTS = MappingProxyType(
     {
@@ -116,24 +117,21 @@ def decode_latents(model: Model, latents: Tensor) -> Tensor:
 
 SD1_FILE = SingleFile(
     family="sd1",
-    title="Stable Diffusion 1",
+    title=title_of("sd1"),
     unet=layout.SD1_UNET,
     text=MappingProxyType({"text_encoder": TextLayout(layout.CLIP_PREFIX)}),
-    architectures=("stable-diffusion-v1", "stable-diffusion-v1"),
+    architectures=IDENTITIES["sd1"].architectures,
 )
 SD2_FILE = SingleFile(
     family="sd2",
-    title="Stable Diffusion 2",
+    title=title_of("sd2"),
     unet=layout.SD1_UNET,
     text=MappingProxyType({"text_encoder": TextLayout(layout.OPEN_CLIP_PREFIX, open_clip=True, spare_layer=True)}),
-    architectures=("stable-diffusion-v2-512", "stable-diffusion-v2-768-v"),
+    architectures=IDENTITIES["sd2"].architectures,
 )
 SD1 = Family(
     name="sd1",
-    title="Stable Diffusion 1",
-    base_model_versions=("sd_v1", "sd_v1"),
-    architectures=SD1_FILE.architectures,
-    implementation="diffusers",
+    **vars(IDENTITIES["sd1"]),
     resolution=512,
     parts=PARTS,
     pipeline="StableDiffusionPipeline",
@@ -152,9 +150,7 @@ SD1 = Family(
 SD2 = replace(
     SD1,
     name="sd2",
-    title="Stable Diffusion 2",
-    base_model_versions=("sd_v2", "sd_v2_v"),
-    architectures=SD2_FILE.architectures,
+    **vars(IDENTITIES["sd2"]),
     config=partial(family_config, "sd2"),
     read_original=partial(read_original, SD2_FILE),
     write_original=partial(write_original, SD2_FILE),

@@ -17,6 +17,7 @@ from backend.families.original import SingleFile, TextLayout, read_original, wri
 from backend.families.tokenizer import clip_tokenizer
 from backend.families.widths import family_config
 from backend.tables import layout
+from backend.tables.identity import IDENTITIES, title_of
 
 SIZES = "time_ids"  # Diffusers' name for the six numbers
 PENULTIMATE = -2
@@ -63,7 +64,7 @@ def predict(model: Model, noisy: Tensor, timesteps: Tensor, conditioning: Condit
 
 SDXL_FILE = SingleFile(
     family="sdxl",
-    title="Stable Diffusion XL",
+    title=title_of("sdxl"),
     unet=layout.SDXL_UNET,
     text=MappingProxyType(
         {
@@ -71,15 +72,12 @@ SDXL_FILE = SingleFile(
             "text_encoder_2": TextLayout(layout.SDXL_OPEN_CLIP_PREFIX, open_clip=True),
         }
     ),
-    architectures=("stable-diffusion-xl-v1-base", "stable-diffusion-xl-v1-base"),
+    architectures=IDENTITIES["sdxl"].architectures,
 )
 SDXL = replace(
     sd.SD1,
     name="sdxl",
-    title="Stable Diffusion XL",
-    base_model_versions=("sdxl_base_v1-0", "sdxl_base_v1-0"),
-    architectures=SDXL_FILE.architectures,
-    implementation="https://github.com/Stability-AI/generative-models",
+    **vars(IDENTITIES["sdxl"]),
     resolution=1024,
     parts=MappingProxyType(dict(sd.PARTS) | {"text_encoder_2": ("transformers", "CLIPTextModelWithProjection")}),
     pipeline="StableDiffusionXLPipeline",

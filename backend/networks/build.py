@@ -19,7 +19,7 @@ from backend.networks.base import Network, Rates, check_keys
 from backend.networks.dropout import DropoutRates
 from backend.networks.modules import FoundModule, TextEncoders, as_list, find_modules, unet_shape
 from backend.tables.blocks import SD, SDXL, Blocks
-from backend.tables.sizes import TITLES
+from backend.tables.identity import title_of
 
 Parts = tuple[TextEncoders, nn.Module | None]
 
@@ -216,7 +216,7 @@ def check_fit(layers: Mapping[str, Layer], found: Mapping[str, FoundModule], fie
     shapes = {key: (where.module.weight.shape[0], where.module.weight[0].numel()) for key, where in found.items()}
     theirs, ours = (family_of(table) for table in ({key: layer.shape for key, layer in layers.items()}, shapes))
     if theirs and ours and theirs != ours:
-        raise UserError(f"is made for {TITLES[theirs]}, the model is {TITLES[ours]}", field=field)
+        raise UserError(f"is made for {title_of(theirs)}, the model is {title_of(ours)}", field=field)
     check_keys(layers, found, field)
     for key, layer in layers.items():
         shape = shapes[key]

@@ -6,8 +6,6 @@ from functools import lru_cache
 
 from backend.tables.names import TEXT_ENCODERS, UNET_SHAPES, Kind, Target, UNetShape, text_encoder_targets, unet_targets
 
-TITLES = {"sd1": "Stable Diffusion 1", "sd2": "Stable Diffusion 2", "sdxl": "Stable Diffusion XL"}
-
 # Values of a kernel, by kind of module.
 _KERNEL: dict[Kind, int] = {"linear": 1, "conv1x1": 1, "conv3x3": 9}
 # The feed-forward layers are so many times as wide as the block, and the first has a gate beside every value.

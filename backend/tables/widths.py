@@ -10,9 +10,10 @@ from typing import Any
 
 from backend.errors import UserError
 from backend.header import read_header
+from backend.tables.identity import title_of
 from backend.tables.layout import UNET_PREFIX
 from backend.tables.names import TEXT_ENCODERS, UNET_SHAPES, UNetShape
-from backend.tables.sizes import FULL_SIZE, TITLES, ModelWidths, TextWidths, UNetWidths
+from backend.tables.sizes import FULL_SIZE, ModelWidths, TextWidths, UNetWidths
 from backend.workspace import PROJECT
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -51,7 +52,7 @@ def find_widths(model: str) -> Found:
         present = True
     family = _family_by_name(model)
     why = "the model's own could not be read" if present else "the model is not on this machine"
-    return Found(FULL_SIZE[family], f"usual ones of {TITLES[family]}, as {why}")
+    return Found(FULL_SIZE[family], f"usual ones of {title_of(family)}, as {why}")
 
 
 def _stamp(path: Path) -> tuple[int, int]:
