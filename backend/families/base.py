@@ -14,7 +14,7 @@ from backend.families.hashes import model_hashes
 from backend.families.model import Checkpoint, Conditioning, Family, Model, Part
 from backend.families.options import LoadOptions, settle
 from backend.families.original import few
-from backend.families.recognize import recognize
+from backend.families.recognize import family_in
 from backend.families.sd import SD1, SD2
 from backend.families.sdxl import SDXL
 from backend.families.storage import read_tensors, write_tensors
@@ -65,15 +65,8 @@ def read_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoi
         checkpoint = folders.read_folder(path, FAMILIES)
     else:
         tensors, metadata = read_tensors(path)
-        kind = recognize({name: tuple(tensor.shape) for name, tensor in tensors.items()})
-        if kind is None:
-            names = ", ".join(sorted(tensors)[:3]) or "no tensors at all"
-            message = f"no model that is known here (it has {names}); a {folders.supported(FAMILIES)} model is needed"
-            raise UserError(message, field=str(path))
-        if kind.name not in FAMILIES:
-            message = f"this is {kind.words}; a {folders.supported(FAMILIES)} model is needed"
-            raise UserError(message, field=str(path))
-        checkpoint = FAMILIES[kind.name].read_original(tensors, metadata, str(path))
+        family = family_in({name: tuple(tensor.shape) for name, tensor in tensors.items()}, str(path))
+        checkpoint = FAMILIES[family].read_original(tensors, metadata, str(path))
     checkpoint.source = str(source)
     return checkpoint
 

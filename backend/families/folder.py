@@ -13,6 +13,7 @@ from backend.errors import UserError
 from backend.families import prediction
 from backend.families.model import Checkpoint, Family, Part
 from backend.families.original import to_matrix
+from backend.families.recognize import supported
 from backend.families.storage import read_tensors, replacing, replacing_folder, write_tensors
 from backend.families.tokenizer import END, MERGES, START, clip_vocabulary
 from backend.families.widths import family_config
@@ -93,15 +94,15 @@ def family_of_folder(folder: Path, families: Mapping[str, Family]) -> str:
         what = (
             "a transformer model (SD3, FLUX or newer)" if transformer else "no Diffusers folder (no unet/config.json)"
         )
-        raise UserError(f"this is {what}; a {supported(families)} model is needed", field=str(folder))
+        raise UserError(f"this is {what}; a {supported()} model is needed", field=str(folder))
     unet = read_json(folder / "unet" / "config.json")
     if unet.get("addition_embed_type") not in (None, "text_time"):
         what = f"a model with {unet['addition_embed_type']} conditioning"
-        raise UserError(f"this is {what}; a {supported(families)} model is needed", field=str(folder))
+        raise UserError(f"this is {what}; a {supported()} model is needed", field=str(folder))
     if unet.get("addition_embed_type") or (folder / "text_encoder_2").is_dir():
         name = "sdxl"
         if not (folder / "text_encoder").is_dir():
-            message = f"this is a Stable Diffusion XL refiner; a {supported(families)} model is needed"
+            message = f"this is a Stable Diffusion XL refiner; a {supported()} model is needed"
             raise UserError(message, field=str(folder))
     elif unet.get("cross_attention_dim") == 1024 or unet.get("use_linear_projection"):
         name = "sd2"
@@ -116,12 +117,6 @@ def family_of_folder(folder: Path, families: Mapping[str, Family]) -> str:
             message = f"its U-Net has {key} = {unet[key]}; {families[name].title} has {expected[key]}"
             raise UserError(message, field=str(folder / "unet" / "config.json"))
     return name
-
-
-def supported(families: Mapping[str, Family]) -> str:
-    """The families by title, for a message: `Stable Diffusion 1, Stable Diffusion 2 or Stable Diffusion XL`."""
-    *first, last = (family.title for family in families.values())
-    return f"{', '.join(first)} or {last}" if first else last
 
 
 def read_folder(folder: Path, families: Mapping[str, Family]) -> Checkpoint:

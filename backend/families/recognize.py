@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from backend.errors import UserError
 from backend.tables import layout
+from backend.tables.identity import IDENTITIES
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -99,3 +101,23 @@ KINDS = (
 def recognize(shapes: Shapes) -> Kind | None:
     """The kind of a file, from its tensors' names and shapes; None when it is nothing known."""
     return next((kind for kind in KINDS if kind.matches(shapes)), None)
+
+
+def family_in(shapes: Shapes, source: str) -> str:
+    """The name of the family whose checkpoint these tensors are.
+
+    Raises:
+        UserError: they are something else; the message says what.
+    """
+    kind = recognize(shapes)
+    if kind is not None and kind.name in IDENTITIES:
+        return kind.name
+    names = ", ".join(sorted(shapes)[:3]) or "no tensors at all"
+    found = f"no model that is known here (it has {names})" if kind is None else f"this is {kind.words}"
+    raise UserError(f"{found}; a {supported()} model is needed", field=source)
+
+
+def supported() -> str:
+    """The families by title, for a message: `Stable Diffusion 1, Stable Diffusion 2 or Stable Diffusion XL`."""
+    *first, last = (identity.title for identity in IDENTITIES.values())
+    return f"{', '.join(first)} or {last}"

@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import struct
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from backend.errors import UserError
 from backend.lora.pickled import load_pickled, save_pickled
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+# Tensors that may wait to be written.
+QUEUED = 2
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 DTYPE_NAMES = {
@@ -137,13 +141,21 @@ def write_safetensors(
         header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    # While one tensor is written the next is made; a thread of its own lets a disk and a core work at a time.
+    with replacing(path) as temporary, temporary.open("wb") as file, ThreadPoolExecutor(1) as writer:
         file.write(struct.pack("<Q", len(text)) + text)
+        pending: deque[Future[int]] = deque()
         for name in names:
             value = tensor(name)
             if (value.dtype, tuple(value.shape)) != (shapes[name][0], tuple(shapes[name][1])):
                 raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}, announced as {shapes[name]}")
-            file.write(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            pending.append(writer.submit(file.write, data))
+            del value, data
+            if len(pending) > QUEUED:
+                pending.popleft().result()
+        for written in pending:
+            written.result()
 
 
 def write_tensors(

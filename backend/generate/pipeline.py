@@ -21,9 +21,9 @@ from backend.generate.images import numbered, to_pictures
 from backend.generate.prompts import Request
 from backend.generate.samplers import make_solver
 from backend.lora.file import LoraFile, read_lora
+from backend.lora.fit import check_fit
 from backend.lora.layer import Layer
-from backend.networks.build import check_fit
-from backend.networks.modules import FoundModule, find_modules
+from backend.networks.modules import FoundModule, find_modules, shapes_of
 
 OnStep = Callable[[int, int], None]
 Encode = Callable[[Sequence[str]], Conditioning]
@@ -197,7 +197,7 @@ class GenerationModel:
         key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
         if key not in self._files:
             file = read_lora(path)
-            check_fit(file.layers, self.modules, str(path))
+            check_fit(file.layers, shapes_of(self.modules), str(path))
             layers = {name: self._placed(layer) for name, layer in file.layers.items()}
             self._files[key] = replace(file, layers=layers)
         return self._files[key]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from backend.errors import UserError
 from backend.lora.file import layers_of, listing, write_lora
+from backend.lora.fit import check_keys
 from backend.networks.adapter import Adapter, attach
 from backend.networks.dropout import Dropout, DropoutRates
 from backend.networks.modules import FoundModule, TextEncoders, find_modules
@@ -292,17 +293,6 @@ def add_to_weight(module: nn.Module, delta: Tensor, multiplier: float) -> None:
     """W += multiplier * delta, summed in the precision of delta and rounded once to the weight's."""
     weight = module.weight
     weight.copy_(weight.to(delta.dtype) + delta.to(weight.device).reshape(weight.shape) * multiplier)
-
-
-def check_keys(keys: Iterable[str], known: Mapping[str, Any], field: str) -> None:
-    """Refuse keys that match nothing.
-
-    Raises:
-        UserError: listing them.
-    """
-    unmatched = [key for key in keys if key not in known]
-    if unmatched:
-        raise UserError(f"{len(unmatched)} of its keys match no module here: {listing(unmatched)}", field=field)
 
 
 def _one_each(value: float | Sequence[float] | None, count: int) -> list[float | None]:

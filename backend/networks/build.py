@@ -12,14 +12,13 @@ from backend.config.network import network_options
 from backend.config.ranks import has_conv, module_rank, ranks_of_blocks, rate_weights
 from backend.errors import UserError
 from backend.lora.file import layers_of, read_tensors, tensors_of
+from backend.lora.fit import check_fit
 from backend.lora.layer import Layer
-from backend.lora.spelling import family_of
 from backend.networks.adapter import DEFAULT_DIM, Adapter, Place
-from backend.networks.base import Network, Rates, check_keys
+from backend.networks.base import Network, Rates
 from backend.networks.dropout import DropoutRates
-from backend.networks.modules import FoundModule, TextEncoders, as_list, find_modules, unet_shape
+from backend.networks.modules import TextEncoders, as_list, find_modules, shapes_of, unet_shape
 from backend.tables.blocks import SD, SDXL, Blocks
-from backend.tables.identity import title_of
 
 Parts = tuple[TextEncoders, nn.Module | None]
 
@@ -170,7 +169,7 @@ def network_from_file(
         tensors, metadata = read_tensors(file)
     field = "weights_sd" if file is None else str(file)
     layers, found = layers_of(tensors, metadata, field), find_modules(*parts)
-    check_fit(layers, found, field)
+    check_fit(layers, shapes_of(found), field)
     other = next((layer for layer in layers.values() if not isinstance(layer, kind.layer)), None)
     if other is not None:
         raise UserError(f"holds a {other.KIND}, which {kind.name} cannot train", field=field)
@@ -205,27 +204,6 @@ def _blocks(parts: Parts) -> Blocks:
     if unet is not None:
         return unet_shape(unet).blocks
     return SDXL if len(as_list(text)) > 1 else SD
-
-
-def check_fit(layers: Mapping[str, Layer], found: Mapping[str, FoundModule], field: str) -> None:
-    """Refuse a file whose keys or shapes are not those of the model.
-
-    Raises:
-        UserError: listing keys, or naming the first layer that is made for another weight.
-    """
-    shapes = {key: (where.module.weight.shape[0], where.module.weight[0].numel()) for key, where in found.items()}
-    theirs, ours = (family_of(table) for table in ({key: layer.shape for key, layer in layers.items()}, shapes))
-    if theirs and ours and theirs != ours:
-        raise UserError(f"is made for {title_of(theirs)}, the model is {title_of(ours)}", field=field)
-    check_keys(layers, found, field)
-    for key, layer in layers.items():
-        shape = shapes[key]
-        if layer.shape != shape:
-            raise UserError(
-                f"{key} is made for a weight of {layer.shape}, the model's is {shape}; "
-                "choose a LoRA made for this model",
-                field=field,
-            )
 
 
 def _rates(options: Any, weights: tuple[float, ...] | None) -> Rates:

@@ -1,6 +1,6 @@
 """Finding the modules of a model that a network sits on. The names come from tables/names.py, not from libraries."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -53,6 +53,12 @@ def find_modules(text_encoders: TextEncoders, unet: nn.Module | None) -> dict[st
     if shape is not None:
         found |= _resolve(unwrapped(unet), unet_targets(shape), "unet")
     return found
+
+
+def shapes_of(found: Mapping[str, FoundModule]) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs, times the kernel's size, of the modules' weights."""
+    weights = {key: where.module.weight for key, where in found.items()}
+    return {key: (weight.shape[0], weight[0].numel()) for key, weight in weights.items()}
 
 
 def as_list(text_encoders: TextEncoders) -> list[nn.Module]:

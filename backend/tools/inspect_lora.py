@@ -4,7 +4,6 @@ Run it with `python -m backend inspect_lora FILE [--json]`.
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,8 +16,8 @@ from backend.lora.file import SAFETENSORS, read_tensors
 from backend.lora.file import layers_of as read_layers
 from backend.lora.layer import Layer, LoraLayer
 from backend.lora.metadata import LEGACY_HASH, MODEL_HASH, file_hashes
+from backend.lora.places import block_of, order_of_blocks
 from backend.lora.spelling import family_of
-from backend.tables.names import UNET_SHAPES, unet_targets
 
 UNKNOWN = "unknown"
 # Fields that are long, and lists of what stands elsewhere.
@@ -44,7 +43,7 @@ def inspect(path: Path) -> dict[str, Any]:
     family = family_of({key: layer.shape for key, layer in layers.items()})
     blocks: dict[str, list[Layer]] = {}
     for key, layer in layers.items():
-        blocks.setdefault(block_of(key, family), []).append(layer)
+        blocks.setdefault(block_of(key, family) or UNKNOWN, []).append(layer)
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
@@ -56,7 +55,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
         "ranks": _count(layer.rank for layer in layers.values()),
         "alphas": _count(layer.alpha for layer in layers.values()),
-        "blocks": {name: _block(blocks[name]) for name in sorted(blocks, key=_order)},
+        "blocks": {name: _block(blocks[name]) for name in sorted(blocks, key=order_of_blocks)},
         "hashes": _hashes(path, metadata),
         "metadata": {name: metadata[name] for name in sorted(metadata)},
     }
@@ -69,29 +68,6 @@ def kind_of(layers: Iterable[Layer]) -> str:
         wide = isinstance(layer, LoraLayer) and layer.down.dim() == 4 and layer.down.shape[-1] > 1
         names.add("LoRA-C3Lier" if wide else f"{layer.KIND}-LierLa" if layer.KIND == "LoRA" else layer.KIND)
     return " and ".join(sorted(names - {"LoRA-LierLa"} if "LoRA-C3Lier" in names else names))
-
-
-def block_of(key: str, family: str | None) -> str:
-    """The part of a model that a key belongs to: a text encoder, or a block of the U-Net by its number."""
-    encoder = re.match(r"lora_(te\d?)_", key)
-    if encoder:
-        return encoder[1]
-    block = _unet_blocks("sdxl" if family == "sdxl" else "sd1").get(_one_transformer_block(key))
-    return UNKNOWN if block is None else f"unet {block}"
-
-
-def _unet_blocks(family: str) -> dict[str, int]:
-    return {_one_transformer_block(target.key): target.block for target in unet_targets(UNET_SHAPES[family])}
-
-
-def _one_transformer_block(key: str) -> str:
-    """Models differ in how many transformer blocks an attention has; the block of the U-Net is the same."""
-    return re.sub(r"transformer_blocks_\d+", "transformer_blocks_0", key)
-
-
-def _order(name: str) -> tuple[bool, int, str]:
-    number = re.search(r" (\d+)$", name)
-    return name == UNKNOWN, int(number[1]) if number else -1, name
 
 
 def _block(layers: list[Layer]) -> dict[str, Any]:

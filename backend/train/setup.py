@@ -27,9 +27,9 @@ from backend.families.model import Model
 from backend.generate.attention import set_attention
 from backend.generate.pipeline import place
 from backend.lora.file import layers_of, read_lora, read_tensors, tensors_of
-from backend.networks.base import add_to_weight, check_keys
-from backend.networks.build import check_fit
-from backend.networks.modules import FoundModule, find_modules
+from backend.lora.fit import check_fit, check_keys
+from backend.networks.base import add_to_weight
+from backend.networks.modules import FoundModule, find_modules, shapes_of
 from backend.terminal import say, warn
 from backend.train.feed import Feed, make_feed
 from backend.train.noise import Diffusion, diffusion_of
@@ -285,7 +285,7 @@ def merge_base_weights(options: NetworkOptions, model: Model) -> None:
     for path, multiplier in zip(options.base_weights, multipliers, strict=False):
         layers = read_lora(path).layers
         modules = find_modules(model.text_encoders, model.unet)
-        check_fit(layers, modules, str(path))
+        check_fit(layers, shapes_of(modules), str(path))
         for key, layer in layers.items():
             add_to_weight(modules[key].module, layer.delta(), multiplier)
         say(f"Merged {path} at {multiplier:g}")
@@ -304,7 +304,7 @@ def continue_from(network: nn.Module, options: NetworkOptions, modules: Mapping[
     tensors, metadata = read_tensors(path)
     layers = layers_of(tensors, metadata, str(path))
     only = {"lora_unet_": options.network_train_unet_only, "lora_te": options.network_train_text_encoder_only}
-    check_fit(layers, modules, str(path))
+    check_fit(layers, shapes_of(modules), str(path))
     kept = {key: layer for key, layer in layers.items() if all(key.startswith(part) for part in only if only[part])}
     if len(kept) < len(layers):
         warn(f"{len(layers) - len(kept)} modules of {path} belong to the part that is not trained and are left out")

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backend.__main__ import main
+from backend.lora.places import block_of
 from backend.networks import loha, lora
 from backend.networks.lora import create_network
-from backend.tools.inspect_lora import block_of, inspect
+from backend.tools.inspect_lora import inspect
 from tests.networks.tiny import make_model, make_xl
 
 REFERENCE = Path(__file__).parents[1] / "data" / "sd15_c3lier_dim1.safetensors"
@@ -63,7 +64,7 @@ def test_other_kinds_and_families(tmp_path: Path) -> None:
     assert inspect(tmp_path / "plain.pt")["kind"] == "LoRA-LierLa"
     assert inspect(tmp_path / "loha.safetensors")["kind"] == "LoHa"
     assert block_of("lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q", "sdxl") == "unet 5"
-    assert block_of("lora_unet_elsewhere", "sd1") == "unknown"
+    assert block_of("lora_unet_elsewhere", "sd1") is None
 
 
 def test_what_is_no_lora_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

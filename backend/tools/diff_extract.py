@@ -1,0 +1,268 @@
+"""The difference of two models as a LoRA: tensor pairs are streamed, and each is cut to a rank by its largest parts.
+
+Run it with `python -m backend extract_lora_from_models --model_org FILE --model_tuned FILE --save_to FILE --dim N`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import torch
+from torch import Tensor
+
+from backend.config.lora_tools import Difference, ExtractLora
+from backend.errors import UserError
+from backend.families.weights import ModelWeights, open_weights
+from backend.lora.algebra import cut
+from backend.lora.layer import LoraLayer
+from backend.lora.low_rank import leading
+from backend.lora.places import block_of, order_of_blocks
+from backend.lora.provenance import family_facts, network_facts
+from backend.tables.identity import title_of
+from backend.terminal import track
+from backend.tools.files import DTYPES, check_target, save
+from backend.tools.parallel import choose_device, each
+from backend.tools.report import Bars, Curve, Report, tell
+
+# What a LoRA cannot carry, by the ends of names, for people.
+_UNCARRIED = (
+    ("norms", re.compile(r"(norm\w*|ln_\w+|layer_norm\d?|\.in_layers\.0|\.out_layers\.0|\.out\.0)\.(weight|bias)$")),
+    ("biases", re.compile(r"bias$")),
+    ("embeddings", re.compile(r"embedding")),
+    ("the VAE", re.compile(r"^first_stage_model\.")),
+)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """One module's result.
+
+    Attributes:
+        layer: None where the two weights are equal.
+        largest: absolute difference.
+        total: squared norm of the difference.
+        values: the leading singular values, as many as the rank.
+    """
+
+    layer: LoraLayer | None
+    largest: float
+    total: float = 0.0
+    values: tuple[float, ...] = ()
+
+    @property
+    def held(self) -> float:
+        """Squared norm that the layer holds."""
+        return sum(value**2 for value in self.values)
+
+
+def run(config: ExtractLora) -> None:
+    """The command `extract_lora_from_models`.
+
+    Raises:
+        UserError: a model is broken, they are of different families or shapes, or they are identical.
+    """
+    check_target(config.result)
+    device = choose_device(config.difference.device)
+    original, tuned = (open_weights(source) for source in (config.models.model_org, config.models.model_tuned))
+    check_models(config, original, tuned)
+    ranks = ranks_of(config.difference, original)
+    found = extract_all(original, tuned, ranks, config.difference, device)
+    notes = decide(found, original, config.difference.min_diff)
+    layers = {key: one.layer for key, one in found.items() if one.layer is not None}
+    if not layers:
+        raise UserError(
+            f"{config.models.model_tuned} and {config.models.model_org} do not differ in anything that this LoRA could "
+            "carry (their text encoders by less than min_diff); choose other models, conv_dim or min_diff",
+            field="model_tuned",
+        )
+    metadata = describe(config, original, tuned, layers)
+    made = save(config.result.save_to, config.result, layers, metadata, DTYPES[config.difference.save_precision])
+    notes += left_behind(original, tuned, ranks)
+    title = f"Extracted {config.models.model_tuned} - {config.models.model_org}"
+    start = Report(title, config.result.dry_run, (made,), notes=tuple(notes))
+    tell(report_of({key: found[key] for key in layers}, original.family, start))
+
+
+def check_models(config: ExtractLora, original: ModelWeights, tuned: ModelWeights) -> None:
+    """See that the two can be subtracted, and that the flags are true.
+
+    Raises:
+        UserError: they cannot, or are not.
+    """
+    ours, theirs = title_of(tuned.family), title_of(original.family)
+    if ours != theirs:
+        raise UserError(f"is {ours}, but {original.source} is {theirs}", field="model_tuned")
+    for flag, family in (("v2", "sd2"), ("sdxl", "sdxl")):
+        if getattr(config.models, flag) and original.family != family:
+            raise UserError(f"is set, but the models are {theirs}; leave it out", field=flag)
+    if config.models.v_parameterization and False in (original.predicts_v, tuned.predicts_v):
+        raise UserError("is set, but a model says that it predicts epsilon; leave it out", field="v_parameterization")
+    for key in original.slots:
+        shapes = [tuple(one.weight(key).shape) if key in one.slots else None for one in (original, tuned)]
+        if shapes[1] is None or shapes[0][:1] != shapes[1][:1] or _numbers(shapes[0]) != _numbers(shapes[1]):
+            message = f"{key} is {shapes[1] or 'missing'}, in {original.source} it is {shapes[0]}"
+            raise UserError(f"{message}; choose a model tuned from it", field="model_tuned")
+
+
+def _numbers(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()
+
+
+def ranks_of(options: Difference, weights: ModelWeights) -> dict[str, int]:
+    """The rank of every module that a layer is extracted for, by key."""
+    ranks = {}
+    for key, slot in weights.slots.items():
+        if slot.target.kind == "conv3x3":
+            rank = options.conv_dim
+        else:
+            rank = options.dim if options.conv_dim is not None or not slot.target.conv_only else None
+        if rank is not None:
+            ranks[key] = rank
+    return ranks
+
+
+def extract_all(
+    original: ModelWeights, tuned: ModelWeights, ranks: Mapping[str, int], options: Difference, device: torch.device
+) -> dict[str, Extracted]:
+    """Every module's result by key."""
+
+    def work(key: str) -> Extracted:
+        return extract_one(original.weight(key), tuned.weight(key), ranks[key], options, device)
+
+    results = track(each(work, ranks, device, ahead=1), "extracting", len(ranks))
+    return dict(zip(ranks, results, strict=True))
+
+
+@torch.no_grad()
+def extract_one(original: Tensor, tuned: Tensor, rank: int, options: Difference, device: torch.device) -> Extracted:
+    """One module's difference, cut to a rank.
+
+    Raises:
+        UserError: numbers that are not finite.
+    """
+    rounded = None if options.load_precision is None else DTYPES[options.load_precision]
+    first, second = (weight.to(device, rounded).float() for weight in (original, tuned))
+    difference = second.sub_(first) if second.data_ptr() != tuned.data_ptr() else second - first
+    difference = difference.view_as(original)
+    del first
+    largest = float(difference.abs().max())
+    if not largest < float("inf"):
+        raise UserError("has numbers that are not finite (NaN); the model is of no use", field="model_tuned")
+    if not largest:
+        return Extracted(None, 0.0)
+    spectrum = leading(difference.flatten(1), rank)
+    like = LoraLayer(torch.empty(1, *original.shape[1:]), torch.empty(1, 1, *[1] * (original.ndim - 2)), 1.0)
+    layer = cut(spectrum, rank, [like], options.clamp_quantile)
+    layer = LoraLayer(layer.down.cpu(), layer.up.cpu(), layer.alpha)
+    return Extracted(layer, largest, spectrum.total, tuple(spectrum.values.tolist()))
+
+
+def decide(found: dict[str, Extracted], weights: ModelWeights, min_diff: float) -> list[str]:
+    """Leave out text encoders that differ by less than `min_diff`, each on its own evidence; returns notes."""
+    notes = []
+    numbers = sorted({weights.slots[key].encoder for key in found} - {None})
+    for number in numbers:
+        name = "text encoder" if len(numbers) == 1 else f"text encoder {number + 1}"
+        keys = [key for key in found if weights.slots[key].encoder == number]
+        largest = max(found[key].largest for key in keys)
+        if largest > min_diff:
+            notes.append(f"{name}: kept, its numbers differ by up to {largest:.3g} (min_diff {min_diff:g})")
+            continue
+        notes.append(f"{name}: left out, its numbers differ by at most {largest:.3g} (min_diff {min_diff:g})")
+        for key in keys:
+            found[key] = replace(found[key], layer=None)
+    equal = sum(not one.largest for one in found.values())
+    if equal:
+        notes.append(f"{equal} of {len(found)} modules are equal in both models and are not in the file")
+    return notes
+
+
+def left_behind(original: ModelWeights, tuned: ModelWeights, ranks: Mapping[str, int]) -> list[str]:
+    """What differs and cannot be carried by this LoRA: how many tensors of which sort."""
+    carried = {original.slots[key].name for key in ranks}
+    wide = {slot.name for slot in original.slots.values()} - carried
+    counts: Counter[str] = Counter()
+    for name, theirs in _pairs(original, tuned, carried):
+        if not torch.equal(original.tensors[name], theirs.to(original.tensors[name].dtype)):
+            sort = next((words for words, pattern in _UNCARRIED if pattern.search(name)), "other weights")
+            counts["convolutions (give conv_dim)" if name in wide else sort] += 1
+    notes = []
+    if counts:
+        told = ", ".join(f"{count} of {sort}" for sort, count in counts.most_common())
+        notes.append(f"differ too, and are not in the LoRA: {told}")
+    only = len(original.tensors.keys() ^ tuned.tensors.keys())
+    if only:
+        notes.append(f"{only} tensors are in one of the two files only")
+    return notes
+
+
+def _pairs(original: ModelWeights, tuned: ModelWeights, without: set[str]) -> Iterator[tuple[str, Tensor]]:
+    for name, theirs in tuned.tensors.items():
+        ours = original.tensors.get(name)
+        if name not in without and ours is not None and ours.shape == theirs.shape:
+            yield name, theirs
+
+
+def describe(
+    config: ExtractLora, original: ModelWeights, tuned: ModelWeights, layers: Mapping[str, LoraLayer]
+) -> dict[str, str]:
+    """The metadata of the result."""
+    said = tuned.predicts_v if tuned.predicts_v is not None else original.predicts_v
+    predicts_v = config.models.v_parameterization if said is None else said
+    title = config.result.save_to.stem
+    return {
+        **family_facts(original.family, predicts_v),
+        **network_facts(layers),
+        "ss_training_comment": f"extracted from {_name(tuned)} - {_name(original)}",
+        "modelspec.title": title,
+        "modelspec.date": datetime.now(UTC).replace(tzinfo=None, microsecond=0).isoformat(),
+    }
+
+
+def _name(weights: ModelWeights) -> str:
+    return re.split(r"[/\\]", weights.source.rstrip("/\\"))[-1]
+
+
+def report_of(found: Mapping[str, Extracted], family: str, start: Report) -> Report:
+    """What the user reads: energy kept by block, and what lower ranks would keep."""
+    blocks: dict[str, list[Extracted]] = {}
+    for key, one in found.items():
+        blocks.setdefault(block_of(key, family) or "other", []).append(one)
+    names = sorted(blocks, key=order_of_blocks)
+    kept = {name: _kept(ones) for name, ones in blocks.items()}
+    rows = tuple(
+        (name, str(len(blocks[name])), f"{100 * kept[name]:.4g} %", f"{_largest(blocks[name]):.3g}") for name in names
+    )
+    everything = list(found.values())
+    facts = (
+        ("modules", str(len(found))),
+        ("energy kept", f"{100 * _kept(everything):.4g} %"),
+        ("error", f"{100 * max(0.0, 1 - _kept(everything)) ** 0.5:.4g} %"),
+    )
+    bars = Bars("Energy kept by block, %", tuple(names), tuple(100 * kept[name] for name in names))
+    columns = ("block", "modules", "energy kept", "largest difference")
+    return Report(
+        start.title, start.dry_run, start.files, facts, columns, rows, bars, curve_of(everything), start.notes
+    )
+
+
+def _kept(ones: Sequence[Extracted]) -> float:
+    total = sum(one.total for one in ones)
+    return min(1.0, sum(one.held for one in ones) / total) if total else 1.0
+
+
+def _largest(ones: Sequence[Extracted]) -> float:
+    return max(one.largest for one in ones)
+
+
+def curve_of(ones: Sequence[Extracted]) -> Curve:
+    """Error and size of the file for every rank up to the one that was asked for, the same for all modules."""
+    most = max(len(one.values) for one in ones)
+    total = sum(one.total for one in ones) or 1.0
+    ranks = tuple(range(1, most + 1))
+    held = [sum(value**2 for one in ones for value in one.values[:rank]) for rank in ranks]
+    widths = [(one.layer.up.shape[0] + one.layer.down[0].numel(), len(one.values)) for one in ones if one.layer]
+    sizes = tuple(sum(320 + 4 * width * min(rank, own) for width, own in widths) for rank in ranks)
+    return Curve(ranks, tuple(max(0.0, 1 - energy / total) ** 0.5 for energy in held), sizes)

@@ -1,0 +1,65 @@
+"""Going through many small matrices with every core."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+import torch
+
+from backend.errors import UserError
+from backend.terminal import warn
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; a GPU that is not here is replaced by the CPU, with a line that says so.
+
+    Raises:
+        UserError: there is no device of such a name.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"must be cpu or cuda, not {name}", field="device") from None
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        warn(f"{name} is not here, so the CPU computes")
+        return torch.device("cpu")
+    return device
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def each(work: Callable[[T], R], items: Iterable[T], device: torch.device, ahead: int = 2) -> Iterator[R]:
+    """The results of a function for each item, in order.
+
+    On a CPU one thread per core takes whole items: matrices of a LoRA's size are too small to be shared out well, and
+    torch lets go of Python while it computes. On a GPU one does them all.
+
+    Args:
+        ahead: items per thread that may be done or in work before their turn, which bounds the memory they hold.
+    """
+    threads = cores() if device.type == "cpu" else 1
+    if threads == 1:
+        yield from map(work, items)
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rest = iter(items)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        waiting: list[Future[R]] = [pool.submit(work, item) for item in islice(rest, threads * ahead)]
+        while waiting:
+            yield waiting.pop(0).result()
+            waiting += [pool.submit(work, item) for item in islice(rest, 1)]
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
