@@ -1,12 +1,8 @@
 """Tensor files: safetensors mapped into memory and written as a stream, pickles through weights-only loading."""
 
-import json
 import os
 import shutil
-import struct
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,28 +11,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from backend.errors import UserError
+from backend.header import METADATA_KEY, pack_header
 from backend.lora.pickled import load_pickled, save_pickled
+from backend.lora.stream import bytes_of, entries_of, pour
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
-# Tensors that may wait to be written.
-QUEUED = 2
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-
-DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-
 
 # Stable Diffusion's first checkpoints carry these beside their weights; loading them as what they are would need the
 # package and run its code.
@@ -131,31 +111,19 @@ def write_safetensors(
         tensor: called once per name, in the file's order; must fit what `shapes` says.
         metadata: strings for the header.
     """
-    # Widest type first keeps every tensor aligned, as the format's own library orders them.
-    names = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for name in names:
-        dtype, shape = shapes[name][0], list(shapes[name][1])
-        start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
-        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    # While one tensor is written the next is made; a thread of its own lets a disk and a core work at a time.
-    with replacing(path) as temporary, temporary.open("wb") as file, ThreadPoolExecutor(1) as writer:
-        file.write(struct.pack("<Q", len(text)) + text)
-        pending: deque[Future[int]] = deque()
-        for name in names:
+    entries = entries_of(shapes)
+    head: dict[str, object] = {METADATA_KEY: dict(metadata)} if metadata else {}
+
+    def pieces() -> Iterator[memoryview]:
+        for name in entries:
             value = tensor(name)
             if (value.dtype, tuple(value.shape)) != (shapes[name][0], tuple(shapes[name][1])):
                 raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}, announced as {shapes[name]}")
-            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            pending.append(writer.submit(file.write, data))
-            del value, data
-            if len(pending) > QUEUED:
-                pending.popleft().result()
-        for written in pending:
-            written.result()
+            yield bytes_of(value)
+
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(pack_header(head | entries))
+        pour(file, pieces())
 
 
 def write_tensors(

@@ -19,12 +19,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from backend.errors import UserError
-from backend.header import METADATA_KEY, pack_header, parse_header, read_header
+from backend.header import METADATA_KEY, pack_header, read_header
 from backend.lora.layer import Layer, LoraLayer
 from backend.lora.loha import LohaLayer
 from backend.lora.metadata import hashes
 from backend.lora.pickled import load_pickled, save_pickled
 from backend.lora.spelling import ALPHA, family_keys, family_of, module_key, split_name
+from backend.lora.stream import bytes_of, entries_of, pour
 
 SAFETENSORS = (".safetensors",)
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -247,14 +248,14 @@ def write_lora(
     if path.suffix.lower() not in SAFETENSORS + PICKLES:
         raise UserError(f"a LoRA file ends in {', '.join(SAFETENSORS + PICKLES)}", field=str(path))
     ready = {
-        name: tensor.detach().to("cpu", None if name.endswith(ALPHA) else dtype).clone().contiguous()
-        for name, tensor in tensors.items()
+        name: tensor.detach().to("cpu", None if name.endswith(ALPHA) else dtype) for name, tensor in tensors.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.suffix.lower() in PICKLES:
-            save_pickled(ready, temporary)
+            # A pickle drags the whole storage of a view into the file.
+            save_pickled({name: tensor.clone() for name, tensor in ready.items()}, temporary)
         else:
             _write_safetensors(temporary, ready, metadata or {})
         os.replace(temporary, path)
@@ -266,17 +267,16 @@ def write_lora(
 
 
 def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Serialise once, hash exactly those bytes, and put the header with the hashes in front of them.
+    """Hash exactly the bytes that are written after the header that has the hashes.
 
     The header is written here and not by the library, which shuffles the metadata: equal input gives equal bytes.
     """
-    data = safetensors.torch.save(tensors)
-    bare = parse_header(data, len(data), str(path))
-    body = memoryview(data)[bare.size :]
+    entries = entries_of({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
+    body = [bytes_of(tensors[name]) for name in entries]
     kept = {name: str(value) for name, value in metadata.items()}
-    kept |= hashes(kept, bare.entries, [body])
+    kept |= hashes(kept, entries, body)
     with open(path, "wb") as file:
-        file.write(pack_header({METADATA_KEY: kept, **bare.entries}))
-        file.write(body)
+        file.write(pack_header({METADATA_KEY: kept, **entries}))
+        pour(file, iter(body))
         file.flush()
         os.fsync(file.fileno())

@@ -77,7 +77,8 @@ def common_family(paths: Sequence[Path], files: Sequence[LoraFile]) -> str | Non
 
 
 def _known(path: Path, file: LoraFile, allow_unmatched: bool) -> LoraFile:
-    unmatched = [key for key in file.layers if block_of(key, file.family) is None]
+    family = file.family
+    unmatched = [key for key in file.layers if block_of(key, family) is None]
     if not unmatched:
         return file
     message = f"{len(unmatched)} of its keys match no module of any model: {listing(unmatched)}"
