@@ -51,8 +51,9 @@ def read_files(paths: Sequence[Path], allow_unmatched: bool) -> list[LoraFile]:
     Raises:
         UserError: a file is broken, has keys that no model has, or they are made for different models.
     """
-    files = [_known(path, read_lora(path), allow_unmatched) for path in paths]
-    common_family(paths, files)
+    files = [read_lora(path) for path in paths]
+    family = common_family(paths, files)
+    files = [_known(path, file, family, allow_unmatched) for path, file in zip(paths, files, strict=True)]
     sizes: dict[str, tuple[tuple[int, int], Path]] = {}
     for path, file in zip(paths, files, strict=True):
         for key, layer in file.layers.items():
@@ -76,12 +77,12 @@ def common_family(paths: Sequence[Path], files: Sequence[LoraFile]) -> str | Non
     return next(iter(known.values()), None)
 
 
-def _known(path: Path, file: LoraFile, allow_unmatched: bool) -> LoraFile:
-    family = file.family
+def _known(path: Path, file: LoraFile, family: str | None, allow_unmatched: bool) -> LoraFile:
     unmatched = [key for key in file.layers if block_of(key, family) is None]
     if not unmatched:
         return file
-    message = f"{len(unmatched)} of its keys match no module of any model: {listing(unmatched)}"
+    model = "any model" if family is None else f"a {title_of(family)} model"
+    message = f"{len(unmatched)} of its keys match no module of {model}: {listing(unmatched)}"
     if not allow_unmatched or len(unmatched) == len(file.layers):
         raise UserError(f"{message}; give --allow_unmatched to leave them out", field=str(path))
     warn(f"{path}: {message}; left out")

@@ -19,6 +19,7 @@ from backend.lora.fit import check_fit
 from backend.lora.layer import Layer, LoraLayer
 from backend.lora.places import block_of, order_of_blocks
 from backend.lora.provenance import checkpoint_with
+from backend.tables.identity import title_of
 from backend.terminal import track, warn
 from backend.tools.files import DTYPES, common_family, factors_all_nonzero, sources_of
 from backend.tools.merge import check_v2
@@ -80,6 +81,9 @@ def changes_of(config: MergeLora, files: Sequence[LoraFile], weights: ModelWeigh
     mixture, shapes = config.mixture, weights.shapes
     changes: dict[str, list[Change]] = {}
     for path, file, ratio in zip(mixture.models, files, mixture.weights, strict=True):
+        if file.family not in (None, weights.family):
+            theirs, ours = title_of(file.family), title_of(weights.family)
+            raise UserError(f"is made for {theirs}, the model is {ours}", field=str(path))
         layers = dict(file.layers)
         unmatched = [key for key in layers if key not in shapes]
         if unmatched and mixture.allow_unmatched and len(unmatched) < len(layers):

@@ -1,0 +1,148 @@
+"""Extraction of a difference: what was merged in comes out, each text encoder on its own evidence."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from backend import events
+from backend.__main__ import main
+from backend.lora.file import read_lora
+from backend.lora.metadata import file_hashes
+from tests.tools.loras import FAMILIES, Files, deltas
+from tests.tools.test_merge import assert_close, merge, wanted
+
+
+def extract(original: Path, tuned: Path, target: Path, *more: object) -> int:
+    words = ["extract_lora_from_models", "--model_org", original, "--model_tuned", tuned, "--save_to", target, *more]
+    return main([str(word) for word in words])
+
+
+def changed(source: Path, target: Path, change: dict[str, float]) -> Path:
+    """A copy of a checkpoint with a random number of this size added to tensors whose names match."""
+    generator, tensors = torch.Generator().manual_seed(1), load_file(source)
+    for name, tensor in tensors.items():
+        size = next((size for pattern, size in change.items() if re.search(pattern, name)), 0)
+        if size and tensor.is_floating_point():
+            random = torch.rand(tensor.shape, generator=generator) * 2 - 1
+            tensors[name] = (tensor.float() + size * random).to(tensor.dtype)
+    save_file(tensors, target)
+    return target
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("conv", [False, True])
+def test_what_was_merged_in_comes_out(files: Files, tmp_path: Path, family: str, conv: bool) -> None:
+    lora = files.lora("a", family, 4, 2.0, conv_dim=2) if conv else files.lora("p", family)
+    source = files.checkpoint(family, dtype=torch.float32)
+    assert merge(tmp_path / "tuned.safetensors", [lora], [0.8], "--sd_model", source) == 0
+    ranks = ["--dim", 4, *(["--conv_dim", 2] if conv else [])]
+    assert extract(source, tmp_path / "tuned.safetensors", tmp_path / "o.safetensors", *ranks, "--min_diff", 0) == 0
+    found, expected = deltas(tmp_path / "o.safetensors"), wanted([lora], [0.8])
+    assert_close(found, expected, 2e-4)  # the weights' own rounding
+    file = read_lora(tmp_path / "o.safetensors")
+    assert file_hashes(tmp_path / "o.safetensors").items() <= file.metadata.items()
+    versions = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+    assert file.metadata["ss_base_model_version"] == versions[family] and file.metadata["ss_network_dim"] == "4"
+    assert all(layer.alpha == layer.rank for layer in file.layers.values())
+
+
+def test_every_module_is_within_half_a_percent_of_the_optimum(files: Files, tmp_path: Path) -> None:
+    source = files.checkpoint("sd1", dtype=torch.float32)
+    tuned = changed(source, tmp_path / "t.safetensors", {"weight$": 0.05})
+    assert extract(source, tuned, tmp_path / "o.safetensors", "--dim", 6, "--conv_dim", 3) == 0
+    before, after, layers = load_file(source), load_file(tuned), read_lora(tmp_path / "o.safetensors").layers
+    name = "model.diffusion_model.middle_block.0.in_layers.2.weight"
+    key = "lora_unet_mid_block_resnets_0_conv1"
+    made = deltas(tmp_path / "o.safetensors")
+    difference = (after[name].double() - before[name].double()).flatten(1)
+    least = torch.linalg.svdvals(difference)[3:].norm()
+    assert layers[key].rank == 3 and float((difference - made[key]).norm()) <= 1.005 * float(least)
+    assert len(layers) == 291 and {layer.rank for layer in layers.values()} == {3, 6}
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ""], ids=["ckpt", "folder"])
+def test_models_in_other_layouts(files: Files, tmp_path: Path, suffix: str) -> None:
+    lora, source = files.lora("p"), files.checkpoint("sd1", suffix)
+    assert merge(tmp_path / "tuned.ckpt", [lora], [1.0], "--sd_model", source, "--save_precision", "float") == 0
+    assert extract(source, tmp_path / "tuned.ckpt", tmp_path / "o.safetensors", "--dim", 4, "--min_diff", 0) == 0
+    assert_close(deltas(tmp_path / "o.safetensors"), wanted([lora], [1.0]), 2e-3)
+
+
+def test_each_text_encoder_is_judged_by_itself(files: Files, tmp_path: Path, capsys) -> None:
+    """The reference keeps or drops all of them together."""
+    source = files.checkpoint("sdxl", dtype=torch.float32)
+    first, second = r"conditioner\.embedders\.0\..*(proj|fc\d)\.weight", r"conditioner\.embedders\.1\..*mlp.*weight"
+    unet = r"diffusion_model\..*attn1\.to_q\.weight"
+    change = {unet: 0.1, first: 0.005, second: 0.1}
+    tuned = changed(source, tmp_path / "t.safetensors", change)
+    assert extract(source, tuned, tmp_path / "o.safetensors", "--dim", 2, "--sdxl") == 0
+    told = capsys.readouterr().out
+    parts = {key.split("_")[1] for key in read_lora(tmp_path / "o.safetensors").layers}
+    assert parts == {"unet", "te2"}
+    assert "text encoder 1: left out, its numbers differ by at most 0.005" in told
+    assert "text encoder 2: kept, its numbers differ by up to 0.1" in told
+    assert extract(source, tuned, tmp_path / "o.safetensors", "--min_diff", 0.001, "--overwrite") == 0
+    assert {key.split("_")[1] for key in read_lora(tmp_path / "o.safetensors").layers} == {"unet", "te1", "te2"}
+
+
+def test_what_a_lora_cannot_carry_is_told(files: Files, tmp_path: Path, capsys, monkeypatch) -> None:
+    source = files.checkpoint("sd1")
+    change = {"norm": 0.5, "bias": 0.5, "attn1.to_q": 0.5, "out_layers.3.weight": 0.5, "token_embedding": 0.5}
+    tuned = changed(source, tmp_path / "t.safetensors", change)
+    monkeypatch.setenv(events.VARIABLE, str(tmp_path / "events.jsonl"))
+    assert extract(source, tuned, tmp_path / "o.safetensors", "--dim", 2) == 0
+    told = capsys.readouterr().out
+    note = next(line for line in told.splitlines() if "not in the LoRA" in line)
+    assert "22 of convolutions (give conv_dim)" in note and "1 of embeddings" in note
+    counts = {words: int(count) for count, words in re.findall(r"(\d+) of ([\w ]+?)(?:,| \(|$)", note)}
+    assert counts["norms"] > 50 and counts["biases"] > 50
+    report = next(event for event in events.read(tmp_path / "events.jsonl")[0] if event["event"] == "report")
+    assert report["curve"]["ranks"] == [1, 2] and report["curve"]["errors"][0] > report["curve"]["errors"][1] > 0
+    kept = dict(report["facts"])["energy kept"]
+    own = read_lora(tmp_path / "o.safetensors").layers
+    total = sum(float((load_file(tuned)[name].double() - tensor.double()).square().sum())
+                for name, tensor in load_file(source).items() if "attn1.to_q.weight" in name)  # fmt: skip
+    held = sum(float(layer.norm()) ** 2 for layer in own.values())
+    assert float(kept.split()[0]) == pytest.approx(100 * held / total, rel=1e-3)
+
+
+def test_what_cannot_work_is_one_line_and_leaves_nothing(files: Files, tmp_path: Path, capsys) -> None:
+    sd1, xl, sd2 = (files.checkpoint(family) for family in ("sd1", "sdxl", "sd2"))
+    nan = changed(sd1, tmp_path / "nan.safetensors", {"attn1.to_q.weight": float("nan")})
+    small = changed(sd1, tmp_path / "small.safetensors", {"transformer.text_model.*weight": 0.004})
+    cases = [
+        (sd1, sd1, [], "model_tuned: .* do not differ in anything that this LoRA could carry"),
+        (sd1, small, [], "do not differ in anything that this LoRA could carry .*min_diff"),
+        (sd1, xl, [], "model_tuned: is Stable Diffusion XL, but .* is Stable Diffusion 1"),
+        (sd1, sd1, ["--v2"], "v2: is set, but the models are Stable Diffusion 1"),
+        (sd2, sd2, ["--sdxl"], "sdxl: is set, but the models are Stable Diffusion 2"),
+        (sd1, nan, [], "not finite"),
+        (sd1, files.lora("p"), [], "this is a LoRA file, not a checkpoint"),
+        (sd1, tmp_path / "none.safetensors", [], "none.safetensors"),
+        (sd1, small, ["--dim", 0], "dim: must be at least 1"),
+        (sd1, small, ["--save_to", tmp_path / "x"], "save_to: must end in"),
+    ]
+    before = sorted(tmp_path.iterdir())
+    for original, tuned, more, message in cases:
+        assert extract(original, tuned, tmp_path / "o.safetensors", *more) == 2, message
+        error = capsys.readouterr().err.strip().splitlines()
+        assert re.search(message, error[-1]), (message, error)
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_dry_run_precision_and_the_documents_command_line(files: Files, tmp_path: Path, capsys) -> None:
+    source = files.checkpoint("sd2", ".ckpt")
+    tuned = changed(files.checkpoint("sd2"), tmp_path / "t.safetensors", {"attn1.to_q.weight": 0.1})
+    target = tmp_path / "o.safetensors"
+    assert extract(source, tuned, target, "--dim", 4, "--dry_run") == 0
+    assert "would write" in capsys.readouterr().out and not target.exists()
+    more = ["--dim", 4, "--v2", "--device", "cuda", "--save_precision", "fp16"]
+    assert extract(source, tuned, target, *more) == 0
+    layers = read_lora(target).layers
+    assert {layer.down.dtype for layer in layers.values()} == {torch.float16}
+    assert all("attn1_to_q" in key for key in layers)
+    assert extract(source, tuned, target, *more) == 2
+    assert "exists; give --overwrite" in capsys.readouterr().err
