@@ -5,13 +5,16 @@ layers side by side, left [out, R] and right [R, in], it is left @ right, where 
 here works on those two and never makes the dense matrix.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from backend.lora.layer import LoraLayer
+
+# Share of the squared norm that sums in float32 leave of nothing.
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,15 @@ def distance(layer: LoraLayer, layers: Sequence[LoraLayer], ratios: Sequence[flo
     difference = side_by_side([layer, *layers], [-1.0, *ratios])
     wanted = side_by_side(layers, ratios)
     return _product_norm(*difference), _product_norm(*wanted)
+
+
+def vanishes(sums: Iterable[tuple[Sequence[LoraLayer], Sequence[float]]]) -> bool:
+    """Whether sums of layers are nothing but rounding: every layer is zero, or they cancel each other out."""
+    left = parts = 0.0
+    for layers, ratios in sums:
+        left += _product_norm(*side_by_side(layers, ratios)) ** 2
+        parts += sum((ratio * float(layer.norm())) ** 2 for layer, ratio in zip(layers, ratios, strict=True))
+    return left <= ROUNDING * parts
 
 
 def _product_norm(left: Tensor, right: Tensor) -> float:

@@ -18,11 +18,10 @@ from backend.families.weights import ModelWeights, open_weights
 from backend.lora.algebra import cut
 from backend.lora.layer import LoraLayer
 from backend.lora.low_rank import leading
-from backend.lora.places import block_of, order_of_blocks
 from backend.lora.provenance import family_facts, network_facts
 from backend.tables.identity import title_of
 from backend.terminal import track
-from backend.tools.files import DTYPES, check_target, save
+from backend.tools.files import DTYPES, by_block, check_target, save
 from backend.tools.parallel import choose_device, each
 from backend.tools.report import Bars, Curve, Report, tell
 
@@ -227,13 +226,10 @@ def _name(weights: ModelWeights) -> str:
 
 def report_of(found: Mapping[str, Extracted], family: str, start: Report) -> Report:
     """What the user reads: energy kept by block, and what lower ranks would keep."""
-    blocks: dict[str, list[Extracted]] = {}
-    for key, one in found.items():
-        blocks.setdefault(block_of(key, family) or "other", []).append(one)
-    names = sorted(blocks, key=order_of_blocks)
+    blocks = {name: [found[key] for key in keys] for name, keys in by_block(found, family).items()}
     kept = {name: _kept(ones) for name, ones in blocks.items()}
     rows = tuple(
-        (name, str(len(blocks[name])), f"{100 * kept[name]:.4g} %", f"{_largest(blocks[name]):.3g}") for name in names
+        (name, str(len(ones)), f"{100 * kept[name]:.4g} %", f"{_largest(ones):.3g}") for name, ones in blocks.items()
     )
     everything = list(found.values())
     facts = (
@@ -241,7 +237,7 @@ def report_of(found: Mapping[str, Extracted], family: str, start: Report) -> Rep
         ("energy kept", f"{100 * _kept(everything):.4g} %"),
         ("error", f"{100 * max(0.0, 1 - _kept(everything)) ** 0.5:.4g} %"),
     )
-    bars = Bars("Energy kept by block, %", tuple(names), tuple(100 * kept[name] for name in names))
+    bars = Bars("Energy kept by block, %", tuple(blocks), tuple(100 * share for share in kept.values()))
     columns = ("block", "modules", "energy kept", "largest difference")
     return Report(
         start.title, start.dry_run, start.files, facts, columns, rows, bars, curve_of(everything), start.notes

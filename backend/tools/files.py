@@ -1,7 +1,7 @@
 """What the LoRA tools share: files in, checked against each other, and files out, whole or not at all."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -9,10 +9,11 @@ import torch
 from backend.config.lora_tools import LoraResult
 from backend.errors import UserError
 from backend.header import METADATA_KEY, pack_header
+from backend.lora.algebra import vanishes
 from backend.lora.file import PICKLES, LoraFile, listing, read_lora, tensors_of, write_lora
 from backend.lora.layer import Layer, LoraLayer
 from backend.lora.metadata import minimum_metadata
-from backend.lora.places import block_of
+from backend.lora.places import block_of, order_of_blocks
 from backend.lora.provenance import Source
 from backend.tables.identity import title_of
 from backend.terminal import warn
@@ -108,19 +109,26 @@ def sources_of(paths: Sequence[Path], files: Sequence[LoraFile], ratios: Sequenc
     return [Source(path, file.metadata, ratio) for path, file, ratio in zip(paths, files, ratios, strict=True)]
 
 
-def check_effect(layers: Mapping[str, Layer]) -> None:
+def check_effect(sums: Iterable[tuple[Sequence[LoraLayer], Sequence[float]]]) -> None:
     """Refuse a result that changes nothing.
 
+    Args:
+        sums: layers and their ratios, by module.
+
     Raises:
-        UserError: every layer is zero.
+        UserError: every layer is zero, or they cancel each other out.
     """
-    if not any(factors_all_nonzero(layer) for layer in layers.values()):
-        raise UserError("every layer of the result is zero, so it would change nothing", field="models")
+    if vanishes(sums):
+        message = "would change nothing: every layer is zero, or they cancel each other out"
+        raise UserError(message, field="models")
 
 
-def factors_all_nonzero(layer: Layer) -> bool:
-    """Whether no factor of a layer is all zero: a quick sign that it changes something."""
-    return bool(layer.alpha) and all(bool(factor.any()) for factor in layer.factors.values())
+def by_block(keys: Iterable[str], family: str | None) -> dict[str, list[str]]:
+    """Keys by the part of the model that they belong to, in the order of the parts."""
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        found.setdefault(block_of(key, family) or "other", []).append(key)
+    return {name: found[name] for name in sorted(found, key=order_of_blocks)}
 
 
 def file_size(path: Path, layers: Mapping[str, Layer], metadata: Mapping[str, str], dtype: torch.dtype | None) -> int:

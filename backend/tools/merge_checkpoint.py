@@ -17,11 +17,10 @@ from backend.families.weights import ModelWeights, open_weights
 from backend.lora.file import LoraFile, listing
 from backend.lora.fit import check_fit
 from backend.lora.layer import Layer, LoraLayer
-from backend.lora.places import block_of, order_of_blocks
 from backend.lora.provenance import checkpoint_with
 from backend.tables.identity import title_of
 from backend.terminal import track, warn
-from backend.tools.files import DTYPES, common_family, factors_all_nonzero, sources_of
+from backend.tools.files import DTYPES, by_block, check_effect, common_family, sources_of
 from backend.tools.merge import check_v2
 from backend.tools.report import Bars, Made, Report, tell
 
@@ -91,11 +90,24 @@ def changes_of(config: MergeLora, files: Sequence[LoraFile], weights: ModelWeigh
             layers = {key: layer for key, layer in layers.items() if key in shapes}
         check_fit(layers, shapes, str(path))
         for key, layer in layers.items():
-            if ratio and factors_all_nonzero(layer):
+            if ratio:
                 changes.setdefault(weights.slots[key].name, []).append((key, layer, ratio))
-    if not changes:
-        raise UserError("would change nothing: every layer is zero", field="models")
+    check_changes(changes)
     return changes
+
+
+def check_changes(changes: Mapping[str, list[Change]]) -> None:
+    """Refuse changes that come to nothing; of kinds other than LoRA it is only seen whether they are zero."""
+    sums: dict[str, tuple[list[LoraLayer], list[float]]] = {}
+    for key, layer, ratio in (change for own in changes.values() for change in own):
+        if not isinstance(layer, LoraLayer):
+            if float(layer.norm()):
+                return
+            continue
+        layers, ratios = sums.setdefault(key, ([], []))
+        layers.append(layer)
+        ratios.append(ratio)
+    check_effect(sums.values())
 
 
 @torch.no_grad()
@@ -154,15 +166,12 @@ def report_of(
     weights: ModelWeights, changes: Mapping[str, list[Change]], norms: Mapping[str, float], start: Report
 ) -> Report:
     """What the user reads: how much was changed where."""
-    blocks: dict[str, list[str]] = {}
-    for key in norms:
-        blocks.setdefault(block_of(key, weights.family) or "other", []).append(key)
-    names = sorted(blocks, key=order_of_blocks)
-    sizes = tuple(sum(norms[key] for key in blocks[name]) ** 0.5 for name in names)
-    rows = tuple((name, str(len(blocks[name])), f"{size:.4g}") for name, size in zip(names, sizes, strict=True))
+    blocks = by_block(norms, weights.family)
+    sizes = tuple(sum(norms[key] for key in keys) ** 0.5 for keys in blocks.values())
+    rows = tuple((name, str(len(keys)), f"{size:.4g}") for (name, keys), size in zip(blocks.items(), sizes))
     facts = (
         ("tensors changed", f"{len(changes)} of {len(weights.tensors)}"),
         ("modules", str(len(norms))),
     )
-    bars = Bars("Size of the change by block (Frobenius norm)", tuple(names), sizes)
+    bars = Bars("Size of the change by block (Frobenius norm)", tuple(blocks), sizes)
     return Report(start.title, start.dry_run, start.files, facts, ("block", "modules", "norm"), rows, bars)

@@ -5,18 +5,17 @@ Run it with `python -m backend svd_merge_lora --save_to FILE --models FILE ... -
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from backend.config.lora_tools import Svd, SvdMergeLora
 from backend.lora.algebra import Spectrum, by_key, cut, decompose, side_by_side
 from backend.lora.layer import LoraLayer
-from backend.lora.places import block_of, order_of_blocks
 from backend.lora.provenance import merged
 from backend.terminal import track
 from backend.tools.files import (
     DTYPES,
+    by_block,
     check_effect,
     check_target,
     common_family,
@@ -30,6 +29,7 @@ from backend.tools.report import Bars, Curve, Report, tell
 
 # Points of the curve of errors by rank.
 POINTS = 24
+Sum = tuple[Sequence[LoraLayer], Sequence[float]]
 # Bytes of a file beside its numbers, per module: names, shapes and alpha.
 OVERHEAD = 320
 
@@ -62,22 +62,19 @@ def run(config: SvdMergeLora) -> None:
     device = choose_device(svd.device)
     files = read_files(mixture.models, mixture.allow_unmatched)
     family = common_family(mixture.models, files)
-    found = reduce_all(only_loras(mixture.models, files), mixture.weights, svd, device)
+    sums = by_key(only_loras(mixture.models, files), mixture.weights)
+    check_effect(sums.values())
+    found = reduce_all(sums, svd, device)
     layers = {key: reduced.layer for key, reduced in found.items()}
-    check_effect(layers)
     title = result.save_to.stem
     metadata = merged(sources_of(mixture.models, files, mixture.weights), layers, family, title)
     made = save(result.save_to, result, layers, metadata, DTYPES[svd.save_precision or "float"])
     tell(report_of(found, family, Report(f"Merged {len(files)} LoRA(s) into {title}", result.dry_run, (made,))))
 
 
-def reduce_all(
-    files: Sequence[Mapping[str, LoraLayer]], ratios: Sequence[float], svd: Svd, device: torch.device
-) -> dict[str, Reduced]:
-    """Every module's best approximation of the sum, by key."""
-    sums = by_key(files, ratios)
-    work = partial(reduce_one, svd=svd, device=device)
-    reduced = each(lambda key: work(*sums[key]), sums, device)
+def reduce_all(sums: Mapping[str, Sum], svd: Svd, device: torch.device) -> dict[str, Reduced]:
+    """Every module's best approximation of its sum, by key."""
+    reduced = each(lambda key: reduce_one(*sums[key], svd, device), sums, device)
     return dict(zip(sums, track(reduced, "decomposing", len(sums)), strict=True))
 
 
@@ -103,11 +100,8 @@ def rank_of(spectrum: Spectrum, layers: Sequence[LoraLayer], svd: Svd) -> int:
 
 def report_of(found: Mapping[str, Reduced], family: str | None, start: Report) -> Report:
     """What the user reads: energy kept by block and by module, and what other ranks would keep."""
-    blocks: dict[str, list[Reduced]] = {}
-    for key, reduced in found.items():
-        blocks.setdefault(block_of(key, family) or "other", []).append(reduced)
-    names = sorted(blocks, key=order_of_blocks)
-    rows = tuple(_row(name, blocks[name]) for name in names)
+    blocks = {name: [found[key] for key in keys] for name, keys in by_block(found, family).items()}
+    rows = tuple(_row(name, ones) for name, ones in blocks.items())
     total = sum(float(reduced.values.square().sum()) for reduced in found.values())
     lost = sum(float(reduced.values.square().sum()) * (1 - reduced.kept) for reduced in found.values())
     worst = min(found, key=lambda key: found[key].kept)
@@ -117,9 +111,9 @@ def report_of(found: Mapping[str, Reduced], family: str | None, start: Report) -
         ("error", _percent((lost / total) ** 0.5 if total else 0.0)),
         ("least kept", f"{_percent(found[worst].kept)} in {worst}"),
     )
-    kept = tuple(100 * _kept(blocks[name]) for name in names)
+    kept = tuple(100 * _kept(ones) for ones in blocks.values())
     columns = ("block", "modules", "rank", "energy kept", "least")
-    bars = Bars("Energy kept by block, %", tuple(names), kept)
+    bars = Bars("Energy kept by block, %", tuple(blocks), kept)
     return Report(
         start.title, start.dry_run, start.files, facts, columns, rows, bars, curve_of(list(found.values())), start.notes
     )
