@@ -11,7 +11,8 @@ from torch import Tensor
 
 from backend.data.batches import Batch
 from backend.data.dataset import TrainingSet
-from backend.data.pictures import Picture, cpu_count, load_pixels
+from backend.data.decode import cpu_count
+from backend.data.pictures import Picture, load_pixels
 from backend.tables.buckets import Size
 
 _Key = tuple[Path, Size, Size]

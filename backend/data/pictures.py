@@ -1,8 +1,6 @@
 """Picture files: found, checked, and turned into pixels of their bucket's size. Sizes are (width, height)."""
 
-import os
 import re
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,14 +12,9 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from backend.data.decode import DECODE_ERRORS, EXTENSIONS, TURNED, cpu_count, flatten, reason
 from backend.errors import UserError
 from backend.tables.buckets import Size
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
-# What Pillow raises for damaged files of these formats, found by feeding it cut and altered ones.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 @dataclass(frozen=True)
@@ -53,11 +46,6 @@ class Picture:
     subset: int = 0
 
 
-def cpu_count() -> int:
-    """The CPU threads this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def list_pictures(folder: Path) -> list[Path]:
     """The pictures on the top level of a folder, in natural order (2 before 10), the same on every machine.
 
@@ -87,7 +75,7 @@ def measure_pictures(paths: list[Path]) -> list[Size]:
         results = list(pool.map(_measure, paths))
     damaged = [(path, result) for path, result in zip(paths, results, strict=True) if isinstance(result, str)]
     if damaged:
-        shown = ", ".join(f"{path} ({reason})" for path, reason in damaged[:5])
+        shown = ", ".join(f"{path} ({why})" for path, why in damaged[:5])
         more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
         raise UserError(f"cannot decode {shown}{more}: replace or remove it and start again", "image_dir")
     return [result for result in results if not isinstance(result, str)]
@@ -132,45 +120,25 @@ def resize(pixels: np.ndarray, size: Size) -> np.ndarray:
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4)
 
 
-def flatten(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit scaled to 8, transparency on white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        # Pillow clips these modes at 255; a PNG holds 16 bits in them.
-        image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257 + 0.5).clip(0, 255).astype(np.uint8))
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, rgba).convert("RGB")
-
-
 def _read_rgb(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(flatten(ImageOps.exif_transpose(image)))
-    except _DECODE_ERRORS as error:
-        raise UserError(f"cannot decode {path} ({_reason(error)}): replace or remove it", "image_dir") from error
+    except DECODE_ERRORS as error:
+        raise UserError(f"cannot decode {path} ({reason(error)}): replace or remove it", "image_dir") from error
 
 
 def _measure(path: Path) -> Size | str:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+            turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
             # A JPEG is decoded at an eighth of its size: every byte is still read, in half the time.
             image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
             image.load()
-    except _DECODE_ERRORS as error:
-        return _reason(error)
+    except DECODE_ERRORS as error:
+        return reason(error)
     return (height, width) if turned else (width, height)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "empty, damaged or not a picture"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _natural_order(path: Path) -> tuple[list[tuple[int, int, str]], str]:

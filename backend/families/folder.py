@@ -14,9 +14,10 @@ from backend.families import prediction
 from backend.families.model import Checkpoint, Family, Part
 from backend.families.original import to_matrix
 from backend.families.recognize import supported
-from backend.families.storage import read_tensors, replacing, replacing_folder, write_tensors
+from backend.families.storage import read_tensors, replacing_folder, write_tensors
 from backend.families.tokenizer import END, MERGES, START, clip_vocabulary
 from backend.families.widths import family_config
+from backend.replacing import replacing
 from backend.tables import layout
 
 TEXT_FILES = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")

@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from backend.families.storage import replacing
+from backend.replacing import replacing
 
 _LEGACY_OFFSET, _LEGACY_LENGTH = 0x100000, 0x10000
 

@@ -26,6 +26,7 @@ from backend.lora.metadata import hashes
 from backend.lora.pickled import load_pickled, save_pickled
 from backend.lora.spelling import ALPHA, family_keys, family_of, module_key, split_name
 from backend.lora.stream import bytes_of, entries_of, pour
+from backend.replacing import replacing
 
 SAFETENSORS = (".safetensors",)
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -250,20 +251,12 @@ def write_lora(
     ready = {
         name: tensor.detach().to("cpu", None if name.endswith(ALPHA) else dtype) for name, tensor in tensors.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         if path.suffix.lower() in PICKLES:
             # A pickle drags the whole storage of a view into the file.
             save_pickled({name: tensor.clone() for name, tensor in ready.items()}, temporary)
         else:
             _write_safetensors(temporary, ready, metadata or {})
-        os.replace(temporary, path)
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:

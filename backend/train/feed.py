@@ -11,8 +11,8 @@ from backend.config.train import Data
 from backend.data.batches import Batch
 from backend.data.cache import LatentCache, cache_latents
 from backend.data.dataset import TrainingSet
+from backend.data.decode import cpu_count
 from backend.data.loader import PixelLoader
-from backend.data.pictures import cpu_count
 from backend.families.model import Model
 
 MOST_WORKERS = 8

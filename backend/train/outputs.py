@@ -1,12 +1,12 @@
 """Where a run's files go: names as the reference trainer gives them, and the checks made before anything is trained."""
 
-import os
 import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from backend.errors import UserError
+from backend.replacing import replacing
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,5 @@ class Outputs:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file under a temporary name beside it, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

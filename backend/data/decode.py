@@ -1,0 +1,44 @@
+"""Picture files as Pillow opens them: which kinds, what damage raises, and any mode as 8-bit colours. No torch."""
+
+import os
+import struct
+
+import numpy as np
+from PIL import Image
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# What Pillow raises for damaged files of these formats, found by feeding it cut and altered ones.
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
+
+def cpu_count() -> int:
+    """The CPU threads this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits; every other mode as it is."""
+    if not image.mode.startswith("I") and image.mode != "F":
+        return image
+    # Pillow clips these modes at 255; a PNG holds 16 bits in them.
+    return Image.fromarray((np.asarray(image, dtype=np.float64) / 257 + 0.5).clip(0, 255).astype(np.uint8))
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: 16-bit scaled to 8, transparency on white."""
+    image = eight_bits(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def reason(error: BaseException) -> str:
+    """Why a picture cannot be decoded, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "empty, damaged or not a picture"
+    return " ".join(str(error).split()) or type(error).__name__
