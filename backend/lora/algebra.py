@@ -102,11 +102,11 @@ def distance(layer: LoraLayer, layers: Sequence[LoraLayer], ratios: Sequence[flo
 
 def vanishes(sums: Iterable[tuple[Sequence[LoraLayer], Sequence[float]]]) -> bool:
     """Whether sums of layers are nothing but rounding: every layer is zero, or they cancel each other out."""
-    left = parts = 0.0
     for layers, ratios in sums:
-        left += _product_norm(*side_by_side(layers, ratios)) ** 2
-        parts += sum((ratio * float(layer.norm())) ** 2 for layer, ratio in zip(layers, ratios, strict=True))
-    return left <= ROUNDING * parts
+        parts = sum((ratio * float(layer.norm())) ** 2 for layer, ratio in zip(layers, ratios, strict=True))
+        if _product_norm(*side_by_side(layers, ratios)) ** 2 > ROUNDING * parts:
+            return False
+    return True
 
 
 def _product_norm(left: Tensor, right: Tensor) -> float:
