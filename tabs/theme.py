@@ -143,10 +143,10 @@ CSS = """
 .empty { text-align: center; padding: 26px 20px; color: var(--body-text-color-subdued); line-height: 1.5;
   border: 1px dashed var(--block-border-color); border-radius: 8px; }
 .empty b { color: var(--body-text-color); }
-#jobs .wrap { flex-direction: column; gap: 4px; max-height: 170px; overflow-y: auto; flex-wrap: nowrap; }
-#jobs label { width: 100%; padding: 6px 10px; font-variant-numeric: tabular-nums; flex: none; }
-#jobs label span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-#log textarea { font-family: var(--font-mono); font-size: .78rem; line-height: 1.45; }
+.jobs .wrap { flex-direction: column; gap: 4px; max-height: 170px; overflow-y: auto; flex-wrap: nowrap; }
+.jobs label { width: 100%; padding: 6px 10px; font-variant-numeric: tabular-nums; flex: none; }
+.jobs label span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.log textarea { font-family: var(--font-mono); font-size: .78rem; line-height: 1.45; }
 #picture img { width: 100%; height: 100%; object-fit: contain; }
 .crisp img { image-rendering: pixelated; }
 #dataset-pictures .grid-container { grid-template-columns: repeat(auto-fill, minmax(86px, 1fr)); }
@@ -155,7 +155,20 @@ CSS = """
 #dataset-pictures .caption-label, #history .caption-label, #samples .caption-label { font-size: .75rem;
   max-width: 100%; white-space: nowrap;
   overflow: hidden; text-overflow: ellipsis; }
-.lora-row { align-items: end; }
+.lora-row, .pick { align-items: end; }
+.lora-row.invalid .wrap-inner { border-color: #dc2626 !important; }
+.about h2 { margin: 4px 0 2px; font-size: 1.15rem; letter-spacing: -.01em; }
+.about p { margin: 0; max-width: 68ch; color: var(--body-text-color-subdued); line-height: 1.45; }
+.report .figures { margin-top: 10px; }
+.report .figures b { overflow-wrap: anywhere; }
+.table { margin-top: 12px; max-height: 320px; overflow: auto; border: 1px solid var(--block-border-color);
+  border-radius: 6px; }
+.table:focus-visible { outline: 2px solid var(--primary-400); }
+.table table { width: 100%; border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
+.table th { position: sticky; top: 0; background: var(--block-background-fill); font-weight: 600; text-align: left; }
+.table th, .table td { padding: 5px 10px; vertical-align: top; }
+.table tbody tr:nth-child(odd) { background: color-mix(in srgb, var(--body-text-color) 4%, transparent); }
+.run-buttons { flex-wrap: nowrap !important; }
 .unet { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 6px 14px; max-width: 760px; }
 .unet .side { display: flex; flex-direction: column; gap: 3px; min-width: 0; }
 .unet .mid { grid-column: 1 / -1; justify-self: center; width: calc(50% + 7px); }
@@ -195,15 +208,15 @@ CSS = """
   .unet .mid { width: 60%; }
 }
 footer { opacity: .7; }
-#run-column { flex-wrap: nowrap; scrollbar-width: thin; }
-#run-column > * { flex-shrink: 0; max-width: 100%; }
+.run-column { flex-wrap: nowrap; scrollbar-width: thin; }
+.run-column > * { flex-shrink: 0; max-width: 100%; }
 @media (min-width: 1000px) {
-  #run-column { position: sticky; top: 10px; align-self: flex-start; max-height: calc(100vh - 20px); overflow-y: auto; }
+  .run-column { position: sticky; top: 10px; align-self: flex-start; max-height: calc(100vh - 20px); overflow-y: auto; }
 }
 @media (max-width: 999px) {
   #brand span { display: none; }
   #train-columns { flex-direction: column-reverse; }
-  #train-columns > *, #generate-columns > * { min-width: 0 !important; width: 100%; }
+  #train-columns > *, .columns > *, #generate-columns > * { min-width: 0 !important; width: 100%; }
 }
 @media (max-width: 700px) {
   #generate-columns { flex-direction: column-reverse; }
