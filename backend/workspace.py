@@ -172,23 +172,34 @@ def kind_of(path: Path) -> str:
     """CHECKPOINT or LORA by the names in a safetensors file; "" where they tell neither, and for other files."""
     if path.suffix.lower() != ".safetensors":
         return ""
+    return _seen(path)[0]
+
+
+def module_of(path: Path) -> str:
+    """The network module that a LoRA says it was trained with, "networks.dylora" say; "" if it does not."""
+    return _seen(path)[1] if path.suffix.lower() == ".safetensors" else ""
+
+
+def _seen(path: Path) -> tuple[str, str]:
     try:
         status = path.stat()
     except OSError:
-        return ""
-    return _kind_of_file(str(path), status.st_size, status.st_mtime_ns)
+        return "", ""
+    return _look(str(path), status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=4096)
-def _kind_of_file(path: str, _size: int, _modified_ns: int) -> str:
-    """The kind of a file that has not changed since it was looked at."""
+def _look(path: str, _size: int, _modified_ns: int) -> tuple[str, str]:
+    """Kind and network module of a safetensors file; one that has not changed is not read again."""
     try:
-        names = read_header(path).tensors
+        header = read_header(path)
     except UserError:
-        return ""
+        return "", ""
+    names = header.tensors
     if any(name.startswith(CHECKPOINT_PREFIX) for name in names):
-        return CHECKPOINT
-    return LORA if names and all(any(mark in name for mark in LORA_MARKS) for name in names) else ""
+        return CHECKPOINT, ""
+    known = names and all(any(mark in name for mark in LORA_MARKS) for name in names)
+    return LORA if known else "", header.metadata.get("ss_network_module", "")
 
 
 def _kind_of_output(path: Path) -> str:

@@ -29,8 +29,6 @@ def build(services: Services) -> gr.Blocks:
     Args:
         services: the workspace, its jobs and the generate worker.
     """
-    # What a job has written is offered where it lies: a copy of a checkpoint for every browser would fill the disk.
-    gr.set_static_paths([services.workspace.jobs])
     timers: dict[str, gr.Timer] = {}
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
         gr.HTML(theme.BRAND, elem_id="brand", padding=False)

@@ -15,7 +15,11 @@ TOOL = Tool(
     title="One LoRA for every rank of a DyLoRA",
     about="A DyLoRA is trained at all its ranks at once; this cuts it into a file for each, so that you can try them "
     "and keep the smallest that is good enough.",
-    idle=("Nothing has been extracted yet", "Choose a DyLoRA and press Extract, or Preview to see the files first."),
+    idle=(
+        "Nothing has been extracted yet",
+        "Choose a DyLoRA and press Extract, or Preview to see the files first. To train one, set network_module to "
+        "networks.dylora in the Train tab.",
+    ),
     name_of=lambda values: Path(str(values["model"])).stem,
     result="rank",
 )

@@ -181,7 +181,7 @@ class Form:
 
     def mark(self, problems: Mapping[str, str]) -> list[Any]:
         """Updates that show each problem at its field and take away what was marked before."""
-        own = [marked(problems.get(name), self.leaves[name].help) for name in self.widgets]
+        own = [marked(problems.get(name), widget.info) for name, widget in self.widgets.items()]
         return own + [update for composite in self.composites for update in composite.mark(problems)]
 
     def search(self, query: str) -> list[Any]:

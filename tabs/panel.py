@@ -16,6 +16,7 @@ from backend.job import Job
 from backend.serving import Services
 from tabs import status as statuses
 from tabs import watch as watching
+from tabs.downloads import forget, offered
 from tabs.text import empty
 from tabs.watch import Watch
 
@@ -127,6 +128,7 @@ def draw_panel(services: Services, tab: gr.Tab, command: str, look: Look) -> Run
         interactive=False,
         visible=False,
         elem_id=f"{prefix}files",
+        elem_classes=["downloads"],
         type="filepath",
     )
     jobs = gr.Radio([], label="Runs", elem_id=f"{prefix}jobs", elem_classes=["jobs"], visible=False)
@@ -218,6 +220,7 @@ def _connect(services: Services, tab: gr.Tab, panel: RunPanel) -> None:
         try:
             if watch.seen.get("asked") == watch.job_id:
                 services.jobs.delete(watch.job_id)
+                forget(watch.job_id)
                 watch.look_at("")
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
@@ -297,7 +300,7 @@ def _files(panel: RunPanel, watch: Watch, job: Job) -> Any:
     found = panel.view.files(watch, job)
     if not watch.changed("files", [(str(path), _stamp(path)) for path in found]):
         return gr.skip()
-    return gr.update(value=[str(path) for path in found] or None, visible=bool(found))
+    return gr.update(value=[str(offered(job, path)) for path in found] or None, visible=bool(found))
 
 
 def _log(watch: Watch) -> Any:

@@ -11,7 +11,7 @@ from gradio.components import Component
 from backend.config.base import Leaf
 from backend.errors import UserError
 from backend.serving import Services
-from backend.workspace import WEIGHTS, slug
+from backend.workspace import WEIGHTS, module_of, slug
 from tabs.form import Composite, marked
 from tabs.lora_upload import take_lora
 from tabs.slots import MAX_LORAS, Slot, draw_slot, lora_choices
@@ -21,7 +21,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # Lowest, highest, step.
 RATIOS = (-2.0, 2.0, 0.05)
 FIRST_SHOWN = 2
-NO_LORA = "No LoRA yet: train one in the Train tab, or upload a file."
+LORAS_HELP = "Those of the workspace can be chosen; others can be uploaded, or named by their path."
 
 
 @dataclass
@@ -42,9 +42,15 @@ class Picks:
         """The workspace's LoRAs."""
         return lora_choices(self.services.jobs, self.services.workspace)
 
-    def lora(self, leaf: Leaf) -> Component:
-        """A dropdown of LoRAs with an upload beside it."""
-        known = self.loras()
+    def dyloras_first(self) -> Choices:
+        """The workspace's LoRAs, those that say that they are DyLoRAs ahead of the others and named so."""
+        known = [(label, path, "dylora" in module_of(Path(path))) for label, path in self.loras()]
+        known.sort(key=lambda item: not item[2])
+        return [(f"{label} · DyLoRA" if is_one else label, path) for label, path, is_one in known]
+
+    def dylora(self, leaf: Leaf) -> Component:
+        """A dropdown of LoRAs, the DyLoRAs first, with an upload beside it."""
+        known = self.dyloras_first()
         with gr.Row(elem_classes=["pick"]):
             choice = gr.Dropdown(
                 known,
@@ -59,11 +65,11 @@ class Picks:
                 min_width=200,
             )
             upload = self._upload_button("Upload a file")
-        self.renewed.append((choice, self.loras))
+        self.renewed.append((choice, self.dyloras_first))
 
         def take(path: str) -> Any:
             taken = self.take(path)
-            return gr.update(choices=self.loras(), value=taken)
+            return gr.update(choices=self.dyloras_first(), value=taken)
 
         upload.upload(take, upload, choice, api_name=f"{self.prefix}upload", **QUIET)
         return choice
@@ -91,7 +97,7 @@ class Picks:
     def mixture(self, leaf: Leaf) -> Composite:
         """Rows of a LoRA and how much of it, for the options `models` and `ratios`."""
         known = self.loras()
-        gr.HTML(f'<div class="hint">{leaf.help} {"" if known else NO_LORA}</div>', padding=False)
+        gr.HTML(f'<div class="hint">{leaf.help} {LORAS_HELP}</div>', padding=False)
         with gr.Column(elem_id=f"{self.prefix}option-{leaf.name}", elem_classes=["mixture"]):
             slots = [draw_slot(number < FIRST_SHOWN, None, known, "Ratio", RATIOS) for number in range(MAX_LORAS)]
         with gr.Row():

@@ -21,8 +21,8 @@ from tabs.watch import Watch
 
 MAX_ROWS = 400
 MAX_FILES = 40
-# Beyond this many a bar's name has no room below it.
-NAMED_BARS = 60
+# Beyond this many a bar's name has room below it only upright, and then not at all.
+SLANTED_BARS, NAMED_BARS = 12, 60
 SERIES = "series"
 
 
@@ -93,7 +93,6 @@ def draw_report(root: Path, prefix: str) -> ReportView:
         colors_in_legend=[],
         x_title=" ",
         y_title=" ",
-        x_label_angle=-45,
         height=260,
         elem_id=f"{prefix}bars",
         **common,
@@ -161,7 +160,14 @@ def _show_bars(bars: tuple[str, list[str], list[float]] | None) -> dict[str, Any
     title, names, values = bars
     frame = pandas.DataFrame({"part": names, "value": values, SERIES: SERIES})
     # Named in their order: left to itself the plot sorts them by the alphabet.
-    return gr.update(value=frame, sort=names, title=title, x_axis_labels_visible=len(names) <= NAMED_BARS, visible=True)
+    return gr.update(
+        value=frame,
+        sort=names,
+        title=title,
+        x_label_angle=-90 if len(names) > SLANTED_BARS else -45,
+        x_axis_labels_visible=len(names) <= NAMED_BARS,
+        visible=True,
+    )
 
 
 def _curve_frame(curve: list[tuple[int, float, int]]) -> pandas.DataFrame:

@@ -167,27 +167,22 @@ def _draw_source(workspace: Workspace, picks: Picks, leaf: Leaf) -> Component:
 
 def _draw_target(leaf: Leaf) -> Composite:
     """A name or a path, and whether what is there is replaced."""
-    with gr.Row(elem_classes=["pick"]):
-        name = gr.Textbox(
-            label=leaf.name,
-            info=TARGET_HELP,
-            placeholder="my-pictures-small",
-            max_lines=1,
-            interactive=True,
-            scale=4,
-            min_width=200,
-            elem_id=f"{PREFIX}option-{leaf.name}",
-            elem_classes=["option"],
-        )
-        replace = gr.Checkbox(
-            label="Replace what is there",
-            info=REPLACE_HELP,
-            interactive=True,
-            scale=2,
-            min_width=150,
-            elem_id=f"{PREFIX}replace",
-            elem_classes=["option"],
-        )
+    name = gr.Textbox(
+        label=leaf.name,
+        info=TARGET_HELP,
+        placeholder="my-pictures-small",
+        max_lines=1,
+        interactive=True,
+        elem_id=f"{PREFIX}option-{leaf.name}",
+        elem_classes=["option"],
+    )
+    replace = gr.Checkbox(
+        label="Replace what is there",
+        info=REPLACE_HELP,
+        interactive=True,
+        elem_id=f"{PREFIX}replace",
+        elem_classes=["option"],
+    )
 
     def read(shown: Sequence[Any]) -> dict[str, Any]:
         text = str(shown[0] or "").strip()

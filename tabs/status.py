@@ -50,9 +50,9 @@ def _phase(phase: dict[str, Any], last: bool) -> str:
     name = escape(str(phase.get("name", "starting")))
     step, total = int(phase.get("step") or 0), int(phase.get("total") or 0)
     if not last:
-        return f'{bar(1, 1)}<div class="hint">{name}</div>'
+        return f'<div class="hint">{name}</div>{bar(1, 1)}'
     count = f" {step} of {total}" if total > 1 else ""
-    return f'{bar(step, total if step else 0)}<div class="hint">{name}{count} …</div>'
+    return f'<div class="hint">{name}{count} …</div>{bar(step, total if step else 0)}'
 
 
 def _figures(job: Job, progress: dict[str, Any]) -> list[tuple[str, str]]:

@@ -164,9 +164,14 @@ CSS = """
 .table { margin-top: 12px; max-height: 320px; overflow: auto; border: 1px solid var(--block-border-color);
   border-radius: 6px; }
 .table:focus-visible { outline: 2px solid var(--primary-400); }
-.table table { width: 100%; border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
+.table table { width: 100%; margin: 0 !important; border-collapse: collapse; font-size: .86rem;
+  font-variant-numeric: tabular-nums; }
 .table th { position: sticky; top: 0; background: var(--block-background-fill); font-weight: 600; text-align: left; }
-.table th, .table td { padding: 5px 10px; vertical-align: top; }
+.table th, .table td { padding: 5px 10px !important; vertical-align: top; border: 0 !important; white-space: nowrap;
+  overflow-wrap: normal; }
+.table tr { border: 0 !important; }
+.status .hint + .bar { margin-top: 4px; }
+.table td:last-child { white-space: normal; min-width: 7em; }
 .table tbody tr:nth-child(odd) { background: color-mix(in srgb, var(--body-text-color) 4%, transparent); }
 .run-buttons { flex-wrap: nowrap !important; }
 .unet { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 6px 14px; max-width: 760px; }
@@ -208,17 +213,20 @@ CSS = """
   .unet .mid { width: 60%; }
 }
 footer { opacity: .7; }
-.run-column { flex-wrap: nowrap; scrollbar-width: thin; }
-.run-column > * { flex-shrink: 0; max-width: 100%; }
+#run-column { flex-wrap: nowrap; scrollbar-width: thin; }
+#run-column > * { flex-shrink: 0; max-width: 100%; }
 @media (min-width: 1000px) {
-  .run-column { position: sticky; top: 10px; align-self: flex-start; max-height: calc(100vh - 20px); overflow-y: auto; }
+  #run-column { position: sticky; top: 10px; align-self: flex-start; max-height: calc(100vh - 20px); overflow-y: auto; }
 }
 @media (max-width: 999px) {
   #brand span { display: none; }
   #train-columns { flex-direction: column-reverse; }
+  .columns { flex-direction: column; }
   #train-columns > *, .columns > *, #generate-columns > * { min-width: 0 !important; width: 100%; }
 }
 @media (max-width: 700px) {
+  .table table { font-size: .8rem; }
+  .table th, .table td { padding: 4px 6px !important; }
   #generate-columns { flex-direction: column-reverse; }
   #picture { height: min(560px, 100vw) !important; }
 }

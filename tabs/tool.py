@@ -18,7 +18,7 @@ from tabs.form import Form, Maker, draw_form
 from tabs.panel import Look, RunPanel, begin, draw_panel, refresh
 from tabs.picks import Picks
 from tabs.preset_row import choices, connect_presets, draw_preset_row
-from tabs.report import draw_report
+from tabs.report import ReportView, draw_report
 from tabs.text import problem_list, problems_of
 from tabs.train import preset_values
 from tabs.watch import Watch
@@ -104,7 +104,7 @@ def draw_tool(
     """
     page, tab = place
     own: dict[str, Maker] = {
-        "lora": picks.lora,
+        "lora": picks.dylora,
         "checkpoint": picks.checkpoint,
         "loras": picks.mixture,
         "result": partial(picks.result, name=tool.result),
@@ -123,7 +123,7 @@ def draw_tool(
             )
             with gr.Accordion("Presets", open=False, elem_classes=["section"]):
                 row = draw_preset_row(services, tool.config, tool.preset, tool.prefix)
-        with gr.Column(scale=5, min_width=400, elem_classes=["run-column"]):
+        with gr.Column(scale=5, min_width=400):
             look = Look(
                 tool.verb,
                 tool.idle,
@@ -133,6 +133,7 @@ def draw_tool(
             )
             panel = draw_panel(services, tab, tool.config.command, look)
     form.open_numbers(page)
+    _lead_to_generate(tab, panel)
     connect_presets(services, row, form)
     picks.connect(tab)
     tab.select(
@@ -197,6 +198,19 @@ def missing_file(text: str, folder: bool) -> str:
 def names(paths: Any) -> str:
     """The names of several files, for a run's title."""
     return " + ".join(Path(str(path)).stem for path in paths or ())
+
+
+def _lead_to_generate(tab: gr.Tab, panel: RunPanel) -> None:
+    """The button below a result opens the tab in which it can be tried; that looks for what is new by itself."""
+    assert isinstance(panel.view, ReportView) and isinstance(tab.parent, gr.Tabs)
+    panel.view.use.click(
+        lambda: gr.Tabs(selected="generate"),
+        None,
+        tab.parent,
+        show_progress="hidden",
+        api_name=f"{panel.command}_use",
+        api_visibility="private",
+    )
 
 
 def _connect(services: Services, tool: Tool, form: Form, panel: RunPanel) -> None:

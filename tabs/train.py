@@ -56,7 +56,7 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> gr.Timer:
             )
             with search:
                 draw_search(form)
-        with gr.Column(scale=5, min_width=400, elem_id="run-column", elem_classes=["run-column"]):
+        with gr.Column(scale=5, min_width=400, elem_id="run-column"):
             panel = draw_panel(services, tab, TrainNetwork.command, Look("Train", IDLE, draw_training_view))
     form.adopt("dataset_config", box.choice)
     form.codecs["sample_prompts"] = keep

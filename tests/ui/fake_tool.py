@@ -1,4 +1,4 @@
-"""What `fake_job` does for a tool: phases, files and a report, in two seconds."""
+"""What `fake_job` does for a tool: phases, files and a report, in four seconds."""
 
 import signal
 import time
@@ -30,7 +30,7 @@ def main(folder: Path, command: str) -> int:
     for phase in ("reading", "adding up", "writing"):
         for step in range(5):
             events.emit("phase", name=phase, step=step, total=5)
-            time.sleep(2.0 if name == "slow" else 0.1)
+            time.sleep(2.0 if name == "slow" else 0.25)
     make = _pictures if command == "resize_images_to_resolution" else _weights
     files = make(flat, command)
     if not flat.get("dry_run"):
