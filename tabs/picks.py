@@ -159,9 +159,9 @@ class Picks:
     def connect(self, tab: gr.Tab) -> None:
         """Ask for the choices again whenever the tab is opened: jobs, uploads and other tabs make new files."""
 
-        def opened() -> list[Any]:
+        def opened() -> dict[gr.Dropdown, Any]:
             now = {give: give() for give in {give for _, give in self.renewed}}
-            return [gr.update(choices=now[give]) for _, give in self.renewed]
+            return {choice: gr.update(choices=now[give]) for choice, give in self.renewed}
 
         if self.renewed:
             tab.select(
