@@ -49,7 +49,7 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> gr.Timer:
         check=check,
         prepare=prepare,
     )
-    below = {"max_resolution": lambda: previews.append(gr.HTML(elem_id=f"{PREFIX}outcome", padding=False))}
+    below = {"max_resolution": lambda: previews.append(_draw_outcome())}
     form, timer = draw_tool(services, (page, tab), tool, picks, below)
     shown = [form.widgets[name] for name in ("src", "max_resolution", "divisible_by")]
     gr.on(
@@ -147,6 +147,10 @@ def _sizes(values: Values) -> tuple[Size, ...]:
 
 def _source_name(workspace: Workspace, source: Any) -> str:
     return next((label for label, path in sources(workspace) if path == source), Path(str(source)).name)
+
+
+def _draw_outcome() -> gr.HTML:
+    return gr.HTML(preview_html("", (), 1), elem_id=f"{PREFIX}outcome", padding=False)
 
 
 def _draw_source(workspace: Workspace, picks: Picks, leaf: Leaf) -> Component:

@@ -164,7 +164,8 @@ CSS = """
 .table { margin-top: 12px; max-height: 320px; overflow: auto; border: 1px solid var(--block-border-color);
   border-radius: 6px; }
 .table:focus-visible { outline: 2px solid var(--primary-400); }
-.table table { width: 100%; margin: 0 !important; border-collapse: collapse; font-size: .86rem;
+.downloads .label-clear-button { display: none; }
+.table table { width: 100%; margin: 0 !important; border: 0 !important; border-collapse: collapse; font-size: .86rem;
   font-variant-numeric: tabular-nums; }
 .table th { position: sticky; top: 0; background: var(--block-background-fill); font-weight: 600; text-align: left; }
 .table th, .table td { padding: 5px 10px !important; vertical-align: top; border: 0 !important; white-space: nowrap;
