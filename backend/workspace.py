@@ -2,11 +2,14 @@
 
 import os
 import re
+import tomllib
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from backend.errors import UserError
+from backend.header import read_header
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEMO_MODEL = "backend/demo/model"
@@ -16,6 +19,10 @@ SECRETS = ("LORALOOM_PASSWORD", "LORALOOM_USERNAME")
 FOLDERS = ("jobs", "datasets", "models", "loras", "presets", "outputs")
 WEIGHTS = (".safetensors", ".ckpt", ".pt")
 DATASET_FILE = "dataset.toml"
+CHECKPOINT, LORA = "checkpoint", "LoRA"
+CHECKPOINT_PREFIX = "model.diffusion_model."
+# Somewhere in every tensor's name: LoRA in the spellings of all trainers, LoHa, LoKr.
+LORA_MARKS = ("lora", "hada_", "lokr_", "alpha")
 
 _SLUG_LENGTH = 80
 _DEVICE_NAMES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
@@ -107,9 +114,17 @@ class Workspace:
         return {**inherited, VARIABLE: str(self.root), "PYTHONUNBUFFERED": "1"}
 
     def list_models(self) -> list[tuple[str, str]]:
-        """Base models as (label, path): the demo model first, then `models`: single files and Diffusers folders."""
-        found = [(f"models/{path.relative_to(self.models)}", str(path)) for path in self._find_models()]
-        return [("demo", DEMO_MODEL), *sorted(found, key=lambda item: item[0].lower())]
+        """Base models as (label, path): the demo model, what merges have written, newest first, then `models`.
+
+        In `models` these are single files and Diffusers folders; a LoRA that has come there is left out.
+        """
+        found = [
+            (f"models/{path.relative_to(self.models)}", str(path))
+            for path in self._find_models()
+            if path.is_dir() or kind_of(path) != LORA
+        ]
+        made = [(_made(path), str(path)) for path in self._outputs() if _kind_of_output(path) == CHECKPOINT]
+        return [("demo", DEMO_MODEL), *made, *sorted(found, key=lambda item: item[0].lower())]
 
     def _find_models(self) -> Iterator[Path]:
         for folder, folders, files in os.walk(self.models, followlinks=True):
@@ -122,12 +137,18 @@ class Workspace:
             yield from (here / name for name in files if Path(name).suffix.lower() in WEIGHTS and name[0] != ".")
 
     def list_loras(self) -> list[tuple[str, str]]:
-        """LoRA files as (label, path): what jobs have written, newest first, then the folder `loras` by name."""
-        outputs = [path for path in self.jobs.glob("[0-9]*/output/*") if _is_weights(path)]
-        outputs.sort(key=_modified, reverse=True)
+        """LoRA files as (label, path): what jobs have written, newest first, then the folder `loras` by name.
+
+        A checkpoint among them is left out.
+        """
+        outputs = [(_made(path), str(path)) for path in self._outputs() if _kind_of_output(path) != CHECKPOINT]
         own = sorted((path for path in self.loras.rglob("*") if _is_weights(path)), key=lambda path: str(path).lower())
-        labels = [(f"{path.stem} ({path.parent.parent.name})", str(path)) for path in outputs]
-        return labels + [(str(path.relative_to(self.root)), str(path)) for path in own]
+        return outputs + [(str(path.relative_to(self.root)), str(path)) for path in own if kind_of(path) != CHECKPOINT]
+
+    def _outputs(self) -> list[Path]:
+        """The weights that jobs have written, newest first."""
+        found = [path for path in self.jobs.glob("[0-9]*/output/*") if _is_weights(path)]
+        return sorted(found, key=_modified, reverse=True)
 
     def list_datasets(self) -> list[tuple[str, str]]:
         """Datasets as (label, folder): the demo's first, then the folders of `datasets` with a dataset.toml."""
@@ -145,3 +166,53 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def kind_of(path: Path) -> str:
+    """CHECKPOINT or LORA by the names in a safetensors file; "" where they tell neither, and for other files."""
+    if path.suffix.lower() != ".safetensors":
+        return ""
+    return _seen(path)[0]
+
+
+def module_of(path: Path) -> str:
+    """The network module that a LoRA says it was trained with, "networks.dylora" say; "" if it does not."""
+    return _seen(path)[1] if path.suffix.lower() == ".safetensors" else ""
+
+
+def _seen(path: Path) -> tuple[str, str]:
+    try:
+        status = path.stat()
+    except OSError:
+        return "", ""
+    return _look(str(path), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _look(path: str, _size: int, _modified_ns: int) -> tuple[str, str]:
+    """Kind and network module of a safetensors file; one that has not changed is not read again."""
+    try:
+        header = read_header(path)
+    except UserError:
+        return "", ""
+    names = header.tensors
+    if any(name.startswith(CHECKPOINT_PREFIX) for name in names):
+        return CHECKPOINT, ""
+    known = names and all(any(mark in name for mark in LORA_MARKS) for name in names)
+    return LORA if known else "", header.metadata.get("ss_network_module", "")
+
+
+def _kind_of_output(path: Path) -> str:
+    """The kind of what a job has written; a file without a header is what the job was asked for."""
+    if path.suffix.lower() == ".safetensors":
+        return kind_of(path)
+    try:
+        config = tomllib.loads((path.parent.parent / "config.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    tables = [config, *(table for table in config.values() if isinstance(table, dict))]
+    return CHECKPOINT if any("sd_model" in table for table in tables) else LORA
+
+
+def _made(path: Path) -> str:
+    return f"{path.stem} ({path.parent.parent.name})"

@@ -1,16 +1,23 @@
 """The page in the browser, one tab for each row of TABS. `build` makes it, `LAUNCH` goes to its `launch()`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
 
 from backend.serving import Services
-from tabs import generate, theme, train
+from tabs import diff_extract, dylora, generate, merge, resize, svd_merge, theme, train
 
 TITLE = "LoRA Loom"
-TABS: tuple[tuple[str, Callable[[Services, gr.Blocks, gr.Tab], None]], ...] = (
+# Draws a tab within itself, and gives the timer that the tab needs while it is seen.
+Draw = Callable[[Services, gr.Blocks, gr.Tab], gr.Timer | None]
+TABS: tuple[tuple[str, Draw], ...] = (
     ("Train", train.draw),
+    ("DyLoRA Extract", dylora.draw),
+    ("Merge", merge.draw),
+    ("SVD Merge", svd_merge.draw),
+    ("Diff Extract", diff_extract.draw),
+    ("Resize", resize.draw),
     ("Generate", generate.draw),
 )
 LAUNCH: dict[str, Any] = {"theme": theme.THEME, "css": theme.CSS, "js": None, "head": None}
@@ -22,10 +29,30 @@ def build(services: Services) -> gr.Blocks:
     Args:
         services: the workspace, its jobs and the generate worker.
     """
+    timers: dict[str, gr.Timer] = {}
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
         gr.HTML(theme.BRAND, elem_id="brand", padding=False)
-        with gr.Tabs():
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             for label, draw in TABS:
-                with gr.Tab(label, elem_id=f"tab-{label.lower()}") as tab:
-                    draw(services, page, tab)
+                name = tab_id(label)
+                with gr.Tab(label, id=name, elem_id=f"tab-{name}") as tab:
+                    timer = draw(services, page, tab)
+                if timer is not None:
+                    timer.active = not timers
+                    timers[label] = timer
+        _rest_unseen(tabs, timers)
     return page
+
+
+def tab_id(label: str) -> str:
+    """A tab's name in links and ids: "DyLoRA Extract" gives "dylora-extract"."""
+    return label.lower().replace(" ", "-")
+
+
+def _rest_unseen(tabs: gr.Tabs, timers: Mapping[str, gr.Timer]) -> None:
+    """Let only the timer of the tab that is seen tick: every tick is a call to the server."""
+
+    def select(event: gr.SelectData) -> list[Any]:
+        return [gr.update(active=label == event.value) for label in timers]
+
+    tabs.select(select, None, list(timers.values()), show_progress="hidden", api_name="seen", api_visibility="private")

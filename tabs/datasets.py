@@ -137,6 +137,38 @@ def add_pictures(
     return toml, report
 
 
+def make_resized(workspace: Workspace, name: str, sizes: Sequence[tuple[int, int]], step: int) -> None:
+    """Make the dataset of this name, into which pictures of several sizes will come, each to be trained at its own.
+
+    One that is there stays as it is.
+
+    Args:
+        workspace: where.
+        name: of the dataset.
+        sizes: that the pictures will have at most.
+        step: what the sides of buckets are multiples of.
+
+    Raises:
+        UserError: the name, or a full disk.
+    """
+    home = workspace.resolve(workspace.datasets, slug(name, "dst"), field="dst")
+    if (home / DATASET_FILE).exists():
+        return
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    dataset = {
+        "resolution": f"{width}x{height}",
+        "enable_bucket": True,
+        "bucket_no_upscale": True,
+        "bucket_reso_steps": step,
+        "min_bucket_reso": step,
+        "max_bucket_reso": -(-max(width, height) * 4 // step) * step,
+    }
+    text = _checked(dataset, {}, home / FOLDER).to_toml()
+    with workspace_errors("dst"):
+        home.mkdir(parents=True, exist_ok=True)
+        _write(home / DATASET_FILE, text)
+
+
 def change_settings(dataset: Dataset, settings: Mapping[str, Any]) -> None:
     """Write changed settings into an own dataset's toml; whatever else stands in it stays.
 

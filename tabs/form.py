@@ -63,6 +63,29 @@ def is_number(leaf: Leaf) -> bool:
     return leaf.kind == "float" or (leaf.kind == "int" and (leaf.le is None or leaf.le <= EXACT))
 
 
+@dataclass(frozen=True)
+class Composite:
+    """Several widgets that together stand for one option or more.
+
+    Attributes:
+        names: of the options.
+        components: what is read, filled and marked, in this order.
+        read: the options' values from what the components show, without those that are not given; a ValueError says
+            what is wrong.
+        fill: updates of the components that show values, by option name; those that are not among them stay.
+        mark: updates of the components that show problems, by option name, and take away those of before.
+    """
+
+    names: tuple[str, ...]
+    components: list[Component]
+    read: Callable[[Sequence[Any]], dict[str, Any]]
+    fill: Callable[[Mapping[str, Any]], list[Any]]
+    mark: Callable[[Mapping[str, str]], list[Any]]
+
+
+Maker = Callable[[Leaf], Component | Composite]
+
+
 @dataclass
 class Form:
     """The widgets of a command's options, in the order of its sections.
@@ -70,7 +93,8 @@ class Form:
     Attributes:
         command_class: whose options these are.
         leaves: the options that have a widget.
-        widgets: by option name.
+        widgets: by option name, of the options that have one of their own.
+        composites: of the options that share theirs.
         codecs: by option name, how a widget of the tab's own shows a value and how it is read back.
         groups: the accordions, each with the names of the options in it, and whether it is open when nothing is sought.
     """
@@ -78,37 +102,67 @@ class Form:
     command_class: type[Command]
     leaves: dict[str, Leaf]
     widgets: dict[str, Component] = field(default_factory=dict)
+    composites: list[Composite] = field(default_factory=list)
     codecs: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = field(default_factory=dict)
     groups: list[tuple[gr.Accordion, tuple[str, ...], bool]] = field(default_factory=list)
 
     @property
     def inputs(self) -> list[Component]:
         """The widgets in the order in which `read` takes their values."""
-        return list(self.widgets.values())
+        return [*self.widgets.values(), *(each for composite in self.composites for each in composite.components)]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The options that the form shows."""
+        return (*self.widgets, *(name for composite in self.composites for name in composite.names))
 
     def read(self, shown: Sequence[Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """The config's values and, where a text says no value, the problems, both by option name."""
         values, problems = {}, {}
-        for name, value in zip(self.widgets, shown, strict=True):
+        place = len(self.widgets)
+        for name, value in zip(self.widgets, shown[:place], strict=True):
             try:
                 values[name] = self._read_one(name, value)
             except ValueError as error:
                 problems[name] = str(error)
+        for composite in self.composites:
+            end = place + len(composite.components)
+            try:
+                values |= composite.read(shown[place:end])
+            except ValueError as error:
+                problems[composite.names[0]] = str(error)
+            place = end
         return values, problems
 
     def fill(self, values: Mapping[str, Any]) -> list[Any]:
         """Updates that show values; an option that is not among them goes to its default, a required one stays."""
-        return [
+        own = [
             gr.skip()
             if leaf.required and name not in values
             else gr.update(value=self._show_one(leaf, values.get(name, leaf.default)))
             for name, leaf in ((name, self.leaves[name]) for name in self.widgets)
         ]
+        return own + [update for composite in self.composites for update in composite.fill(values)]
 
     def lock(self) -> None:
         """Take no input until `unlocked` updates arrive: what is typed before the page is filled would be lost."""
         for component in self.widgets.values():
             component.interactive = False
+
+    def open_numbers(self, page: gr.Blocks) -> None:
+        """Have numbers that are unset at first shown so: the browser takes one that comes without a value for a 0."""
+        bare = [each for each in self.widgets.values() if isinstance(each, gr.Number) and each.value is None]
+        for number in bare:
+            number.interactive = False
+        if bare:
+            page.load(
+                lambda: {number: gr.update(value=None, interactive=True) for number in bare},
+                None,
+                bare,
+                show_progress="hidden",
+                api_name=f"{self.command_class.command}_numbers",
+                api_visibility="private",
+            )
 
     def unlocked(self, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The updates of `fill`, which open the widgets as well, so that none can be edited before it has its value."""
@@ -127,12 +181,8 @@ class Form:
 
     def mark(self, problems: Mapping[str, str]) -> list[Any]:
         """Updates that show each problem at its field and take away what was marked before."""
-        return [
-            gr.update(info=problems[name], elem_classes=["option", "invalid"])
-            if name in problems
-            else gr.update(info=self.leaves[name].help, elem_classes=["option"])
-            for name in self.widgets
-        ]
+        own = [marked(problems.get(name), widget.info) for name, widget in self.widgets.items()]
+        return own + [update for composite in self.composites for update in composite.mark(problems)]
 
     def search(self, query: str) -> list[Any]:
         """Updates of `searched` that leave the options with every word in name or help, and open their sections."""
@@ -147,15 +197,25 @@ class Form:
     @property
     def searched(self) -> list[Any]:
         """What `search` updates."""
-        return [accordion for accordion, _, _ in self.groups] + self.inputs
+        return [accordion for accordion, _, _ in self.groups] + list(self.widgets.values())
+
+
+def marked(problem: str | None, help_text: str, *classes: str) -> dict[str, Any]:
+    """The update of a widget that shows a problem in place of its help, or takes one away."""
+    kept = ["option", *classes]
+    if problem is None:
+        return gr.update(info=help_text, elem_classes=kept)
+    return gr.update(info=problem, elem_classes=[*kept, "invalid"])
 
 
 def draw_form(
     command_class: type[Command],
     skip: Collection[str] = (),
-    special: Mapping[str, Callable[[Leaf], Component]] | None = None,
+    special: Mapping[str, Maker] | None = None,
     opened: Collection[str] = (),
     below: Mapping[str, Callable[[], None]] | None = None,
+    first: Mapping[str, Any] | None = None,
+    prefix: str = "",
 ) -> Form:
     """Make the widgets within the current Blocks: a section's basic options in sight, the advanced ones folded away.
 
@@ -165,22 +225,30 @@ def draw_form(
         special: options, by their widget hint or name, that the tab draws in a way of its own.
         opened: sections, by attribute name, that are unfolded at first; all if none is named.
         below: draw what the tab has below an option that stands alone in its row.
+        first: what the form shows at first where that is not the default.
+        prefix: what the elements' ids begin with, where a page has several forms.
     """
+    shown = first or {}
+    # An option without a hint finds the plain widget.
+    makers: dict[str, Maker] = {"": lambda leaf: widget(leaf, prefix, shown.get(leaf.name, leaf.default))}
+    makers |= special or {}
     known = {name: leaf for name, leaf in leaves(command_class).items() if name not in skip}
     form = Form(command_class, known)
     for section, members in groupby(known.values(), key=lambda leaf: leaf.section):
         group = list(members)
         unfolded = not opened or section in opened
-        with gr.Accordion(group[0].title, open=unfolded, elem_classes=["section"], elem_id=f"section-{section}") as box:
+        with gr.Accordion(
+            group[0].title, open=unfolded, elem_classes=["section"], elem_id=f"{prefix}section-{section}"
+        ) as box:
             form.groups.append((box, tuple(leaf.name for leaf in group), unfolded))
-            _draw_options(form, [leaf for leaf in group if not leaf.advanced], special or {}, below or {})
+            _draw_options(form, [leaf for leaf in group if not leaf.advanced], makers, below or {})
             advanced = [leaf for leaf in group if leaf.advanced]
             if advanced:
                 with gr.Accordion("Advanced", open=False, elem_classes=["advanced"]) as more:
                     form.groups.append((more, tuple(leaf.name for leaf in advanced), False))
-                    _draw_options(form, advanced, special or {}, below or {})
+                    _draw_options(form, advanced, makers, below or {})
     # Rows put switches behind the other options; everyone else counts in the order of declaration.
-    form.widgets = {name: form.widgets[name] for name in known}
+    form.widgets = {name: form.widgets[name] for name in known if name in form.widgets}
     return form
 
 
@@ -198,17 +266,17 @@ def draw_search(form: Form) -> None:
     )
 
 
-def widget(leaf: Leaf) -> Component:
-    """The widget of one option, with its default and help."""
+def widget(leaf: Leaf, prefix: str, shown: Any) -> Component:
+    """The widget of one option, with what it shows at first and help."""
     common: dict[str, Any] = {
         "label": leaf.name,
         "info": leaf.help,
-        "elem_id": f"option-{leaf.name}",
+        "elem_id": f"{prefix}option-{leaf.name}",
         "elem_classes": ["option"],
         "min_width": 210,
         "interactive": True,
     }
-    value = to_widget(leaf, leaf.default)
+    value = to_widget(leaf, shown)
     if leaf.kind == "bool":
         return gr.Checkbox(value, **common)
     if leaf.kind == "choice":
@@ -232,14 +300,18 @@ def _step(leaf: Leaf) -> float:
 def _draw_options(
     form: Form,
     group: list[Leaf],
-    special: Mapping[str, Callable[[Leaf], Component]],
+    makers: Mapping[str, Maker],
     below: Mapping[str, Callable[[], None]],
 ) -> None:
     def make(leaf: Leaf) -> None:
-        maker = special.get(leaf.name) or special.get(leaf.widget) or widget
-        form.widgets[leaf.name] = maker(leaf)
+        made = (makers.get(leaf.name) or makers.get(leaf.widget) or makers[""])(leaf)
+        if isinstance(made, Composite):
+            form.composites.append(made)
+        else:
+            form.widgets[leaf.name] = made
 
-    wide = [leaf for leaf in group if leaf.name in special or leaf.widget in special or leaf.widget == "text"]
+    own = {name for name in makers if name}
+    wide = [leaf for leaf in group if leaf.widget == "text" or own & {leaf.name, leaf.widget}]
     several = [leaf for leaf in group if leaf.kind in ("list", "table") and leaf not in wide]
     switches = [leaf for leaf in group if leaf.kind == "bool" and leaf not in wide]
     others = [leaf for leaf in group if leaf not in wide + several + switches]

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -13,16 +12,14 @@ from gradio.components import Component
 from backend.config.base import leaves
 from backend.config.generate import GenImg
 from backend.errors import UserError
-from backend.jobs import Jobs
 from backend.serving import Services
 from backend.workspace import DEMO_MODEL, PROJECT, Workspace
 from tabs import datasets, train
 from tabs.drawing import Canvas, run
-from tabs.text import empty, moment
+from tabs.slots import MAX_LORAS, Slot, draw_slot, lora_choices
+from tabs.text import empty
 
 LEAVES = leaves(GenImg)
-MULTIPLIERS = (-1.0, 2.0, 0.05)
-MAX_LORAS = 8
 NO_LORA = ("No LoRA yet", "Train one in the Train tab, or put files into the workspace's folder loras.")
 IDLE = ("No picture yet", "Press Generate. Then move a LoRA's slider: the same picture is drawn again when you let go.")
 
@@ -63,16 +60,6 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Slot:
-    """The widgets of one LoRA's row."""
-
-    row: gr.Row
-    file: gr.Dropdown
-    slider: gr.Slider
-    remove: gr.Button
-
-
-@dataclass(frozen=True)
 class Rows:
     """Which rows a browser shows.
 
@@ -98,7 +85,8 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
             with gr.Accordion("LoRA", open=True, elem_classes=["section"], elem_id="loras"):
                 path, known = newest(services), lora_choices(services.jobs, services.workspace)
                 nothing = gr.HTML(empty(*NO_LORA), visible=not known)
-                slots = [_draw_slot(number, path, known) for number in range(MAX_LORAS)]
+                slots = [draw_slot(bool(known), path, known)]
+                slots += [draw_slot(False, None, known) for _ in range(MAX_LORAS - 1)]
                 add = gr.Button("Add a LoRA", size="sm", elem_id="lora-add")
             settings = _draw_settings(services.workspace, model, prompt, negative)
         with gr.Column(scale=5, min_width=400):
@@ -115,16 +103,6 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
         show_progress="hidden",
         api_visibility="private",
     )
-
-
-def lora_choices(jobs: Jobs, workspace: Workspace) -> list[tuple[str, str]]:
-    """The LoRA files as (label, path), newest first, named by their file and the run that made them."""
-    runs = {job.id: job for job in jobs.list()}
-    found = []
-    for label, path in workspace.list_loras():
-        run = runs.get(Path(path).parent.parent.name)
-        found.append((f"{Path(path).stem} · {moment(run.created)}" if run else label, path))
-    return found
 
 
 def newest(services: Services) -> str | None:
@@ -263,35 +241,6 @@ def _draw_result() -> Result:
         elem_id="history",
     )
     return Result(gr.State(Canvas()), status, picture, parameters, download, history)
-
-
-def _draw_slot(number: int, path: str | None, known: list[tuple[str, str]]) -> Slot:
-    """The row of one LoRA; only the first is to be seen, where there is any file."""
-    low, high, step = MULTIPLIERS
-    with gr.Row(elem_classes=["lora-row"], visible=number == 0 and bool(known)) as row:
-        file = gr.Dropdown(
-            known,
-            value=path if number == 0 else None,
-            label="LoRA",
-            allow_custom_value=True,
-            interactive=True,
-            scale=5,
-            min_width=180,
-            elem_classes=["lora-file"],
-        )
-        slider = gr.Slider(
-            low,
-            high,
-            1.0,
-            step=step,
-            label="Multiplier",
-            interactive=True,
-            scale=5,
-            min_width=200,
-            elem_classes=["multiplier"],
-        )
-        remove = gr.Button("Remove", size="sm", scale=1, min_width=80)
-    return Slot(row, file, slider, remove)
 
 
 def _connect_rows(

@@ -46,24 +46,25 @@ class PresetRow:
     export_text: gr.Textbox
 
 
-def draw_preset_row(services: Services, form_class: Any, first: str = "demo") -> PresetRow:
+def draw_preset_row(services: Services, form_class: Any, first: str = "demo", prefix: str = "") -> PresetRow:
     """Draw the row; `connect_presets` brings it to life when the form is there.
 
     Args:
         services: what the tabs work with.
         form_class: the command that the presets configure.
         first: the preset that is chosen at first, if there is one of this name.
+        prefix: what the elements' ids begin with, where a page has several rows.
     """
     known = choices(services, form_class)
     names = [value for _, value in known]
-    with gr.Column(elem_classes=["card"], elem_id="section-preset"):
+    with gr.Column(elem_classes=["card"], elem_id=f"{prefix}section-preset"):
         with gr.Row():
             choice = gr.Dropdown(
                 known,
                 value=first if first in names else None,
                 label="Preset",
                 info="Fills the form; the rest goes to its defaults.",
-                elem_id="preset",
+                elem_id=f"{prefix}preset",
                 scale=3,
             )
             name = gr.Textbox(
@@ -71,22 +72,22 @@ def draw_preset_row(services: Services, form_class: Any, first: str = "demo") ->
                 info="To save the form under, or to rename to.",
                 placeholder="my-preset",
                 max_lines=1,
-                elem_id="preset-name",
+                elem_id=f"{prefix}preset-name",
                 scale=2,
             )
-        with gr.Row(elem_id="preset-buttons"):
+        with gr.Row(elem_id=f"{prefix}preset-buttons"):
             load, save, rename, delete = (
-                gr.Button(word, size="sm", min_width=80, elem_id=f"preset-{word.lower()}")
+                gr.Button(word, size="sm", min_width=80, elem_id=f"{prefix}preset-{word.lower()}")
                 for word in ("Load", "Save", "Rename", "Delete")
             )
             bring = gr.UploadButton(
-                "Import toml", size="sm", min_width=110, file_types=[".toml"], elem_id="preset-import"
+                "Import toml", size="sm", min_width=110, file_types=[".toml"], elem_id=f"{prefix}preset-import"
             )
-            export = gr.Button("Export toml", size="sm", min_width=110, elem_id="preset-export")
-        with gr.Row(visible=False, elem_id="preset-confirm") as confirm:
-            really = gr.Button("Delete it for good", variant="stop", size="sm", elem_id="preset-really")
-            keep = gr.Button("Keep it", size="sm", elem_id="preset-keep")
-        answer = gr.HTML(elem_id="preset-answer", padding=False)
+            export = gr.Button("Export toml", size="sm", min_width=110, elem_id=f"{prefix}preset-export")
+        with gr.Row(visible=False, elem_id=f"{prefix}preset-confirm") as confirm:
+            really = gr.Button("Delete it for good", variant="stop", size="sm", elem_id=f"{prefix}preset-really")
+            keep = gr.Button("Keep it", size="sm", elem_id=f"{prefix}preset-keep")
+        answer = gr.HTML(elem_id=f"{prefix}preset-answer", padding=False)
         export_name, export_text = gr.Textbox(visible=False), gr.Textbox(visible=False)
     return PresetRow(
         choice, name, load, save, rename, delete, bring, export, confirm, really, keep, answer, export_name, export_text
@@ -103,7 +104,7 @@ def connect_presets(services: Services, row: PresetRow, form: Form) -> None:
     """Connect the row with its form."""
     root, kind = services.workspace.root, form.command_class
     _connect_toml(row, form, root)
-    unfilled = [gr.skip()] * len(form.widgets)
+    unfilled = [gr.skip()] * len(form.inputs)
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
     def chosen(name: str | None) -> Any:
@@ -190,7 +191,7 @@ def warning_of(values: Mapping[str, Any], root: Path) -> str:
 
 def _connect_toml(row: PresetRow, form: Form, root: Path) -> None:
     kind = form.command_class
-    unfilled = [gr.skip()] * len(form.widgets)
+    unfilled = [gr.skip()] * len(form.inputs)
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
     def bring(path: str) -> list[Any]:
@@ -204,7 +205,7 @@ def _connect_toml(row: PresetRow, form: Form, root: Path) -> None:
             return [complaint(error), *unfilled]
         finally:
             file.unlink(missing_ok=True)
-        ignored = [name for name in values if name not in form.widgets]
+        ignored = [name for name in values if name not in form.names]
         more = f" Set by the page itself: {', '.join(ignored)}." if ignored else ""
         return [notice(f"{len(values)} options taken from {file.name}.{more}"), *form.fill(values)]
 

@@ -1,7 +1,7 @@
 """Text and HTML of the tabs. Whatever comes from a user, a file or a log is escaped here and nowhere else."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from backend.errors import ConfigError, UserError
@@ -62,6 +62,26 @@ def speed(seconds_per_step: float) -> str:
     if seconds_per_step <= 0:
         return "–"
     return f"{1 / seconds_per_step:.1f} steps/s" if seconds_per_step < 1 else f"{seconds_per_step:.1f} s/step"
+
+
+def file_size(size: float) -> str:
+    """A number of bytes as 512 B, 9.4 kB or 2.1 GB."""
+    units = ("B", "kB", "MB", "GB")
+    power = 0
+    while size >= 1000 and power < len(units) - 1:
+        size, power = size / 1000, power + 1
+    return f"{size:.1f} {units[power]}" if power else f"{size:.0f} B"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of texts that scrolls within itself; empty without rows."""
+    lines = ["".join(f"<td>{escape(text)}</td>" for text in row) for row in rows]
+    if not lines:
+        return ""
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    # Reached by the keyboard too, as it scrolls.
+    return f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def moment(unix: float) -> str:

@@ -143,10 +143,10 @@ CSS = """
 .empty { text-align: center; padding: 26px 20px; color: var(--body-text-color-subdued); line-height: 1.5;
   border: 1px dashed var(--block-border-color); border-radius: 8px; }
 .empty b { color: var(--body-text-color); }
-#jobs .wrap { flex-direction: column; gap: 4px; max-height: 170px; overflow-y: auto; flex-wrap: nowrap; }
-#jobs label { width: 100%; padding: 6px 10px; font-variant-numeric: tabular-nums; flex: none; }
-#jobs label span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-#log textarea { font-family: var(--font-mono); font-size: .78rem; line-height: 1.45; }
+.jobs .wrap { flex-direction: column; gap: 4px; max-height: 170px; overflow-y: auto; flex-wrap: nowrap; }
+.jobs label { width: 100%; padding: 6px 10px; font-variant-numeric: tabular-nums; flex: none; }
+.jobs label span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.log textarea { font-family: var(--font-mono); font-size: .78rem; line-height: 1.45; }
 #picture img { width: 100%; height: 100%; object-fit: contain; }
 .crisp img { image-rendering: pixelated; }
 #dataset-pictures .grid-container { grid-template-columns: repeat(auto-fill, minmax(86px, 1fr)); }
@@ -155,7 +155,26 @@ CSS = """
 #dataset-pictures .caption-label, #history .caption-label, #samples .caption-label { font-size: .75rem;
   max-width: 100%; white-space: nowrap;
   overflow: hidden; text-overflow: ellipsis; }
-.lora-row { align-items: end; }
+.lora-row, .pick { align-items: end; }
+.lora-row.invalid .wrap-inner { border-color: #dc2626 !important; }
+.about h2 { margin: 4px 0 2px; font-size: 1.15rem; letter-spacing: -.01em; }
+.about p { margin: 0; max-width: 68ch; color: var(--body-text-color-subdued); line-height: 1.45; }
+.report .figures { margin-top: 10px; }
+.report .figures b { overflow-wrap: anywhere; }
+.table { margin-top: 12px; max-height: 320px; overflow: auto; border: 1px solid var(--block-border-color);
+  border-radius: 6px; }
+.table:focus-visible { outline: 2px solid var(--primary-400); }
+.downloads .label-clear-button { display: none; }
+.table table { width: 100%; margin: 0 !important; border: 0 !important; border-collapse: collapse; font-size: .86rem;
+  font-variant-numeric: tabular-nums; }
+.table th { position: sticky; top: 0; background: var(--block-background-fill); font-weight: 600; text-align: left; }
+.table th, .table td { padding: 5px 10px !important; vertical-align: top; border: 0 !important; white-space: nowrap;
+  overflow-wrap: normal; }
+.table tr { border: 0 !important; }
+.status .hint + .bar { margin-top: 4px; }
+.table td:last-child { white-space: normal; min-width: 7em; }
+.table tbody tr:nth-child(odd) { background: color-mix(in srgb, var(--body-text-color) 4%, transparent); }
+.run-buttons { flex-wrap: nowrap !important; }
 .unet { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 6px 14px; max-width: 760px; }
 .unet .side { display: flex; flex-direction: column; gap: 3px; min-width: 0; }
 .unet .mid { grid-column: 1 / -1; justify-self: center; width: calc(50% + 7px); }
@@ -203,9 +222,12 @@ footer { opacity: .7; }
 @media (max-width: 999px) {
   #brand span { display: none; }
   #train-columns { flex-direction: column-reverse; }
-  #train-columns > *, #generate-columns > * { min-width: 0 !important; width: 100%; }
+  .columns { flex-direction: column; }
+  #train-columns > *, .columns > *, #generate-columns > * { min-width: 0 !important; width: 100%; }
 }
 @media (max-width: 700px) {
+  .table table { font-size: .8rem; }
+  .table th, .table td { padding: 4px 6px !important; }
   #generate-columns { flex-direction: column-reverse; }
   #picture { height: min(560px, 100vw) !important; }
 }

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import gradio as gr
 from gradio.components import Component
 
 from backend.config import base, presets
-from backend.config.base import Leaf
+from backend.config.base import Command, Leaf
 from backend.config.train import TrainNetwork
 from backend.errors import ConfigError, UserError
 from backend.serving import Services
@@ -20,9 +21,10 @@ from tabs import datasets
 from tabs.blocks import BlockBox, connect_blocks, draw_block_box, inputs_of, outputs_of
 from tabs.dataset_box import DatasetBox, draw_dataset_box, read_settings, resolution_for, show
 from tabs.form import Form, draw_form, draw_search, plain
-from tabs.panel import RunPanel, begin, draw_panel, refresh
+from tabs.panel import Look, RunPanel, begin, draw_panel, refresh
 from tabs.preset_row import choices, connect_presets, draw_preset_row
 from tabs.text import problem_list, problems_of
+from tabs.training_view import draw_training_view
 from tabs.watch import Watch
 
 PRESET = "demo"
@@ -35,8 +37,8 @@ SHIPPED_PROMPTS = (f"{DEMO_DATASET}/prompts.txt",)
 TEXT_BYTES = 64 * 1024
 
 
-def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
-    """Draw the tab, within itself."""
+def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> gr.Timer:
+    """Draw the tab, within itself; gives the timer that it needs while it is seen."""
     workspace = services.workspace
     keep = _codec(workspace)
     blocks: list[BlockBox] = []
@@ -55,7 +57,7 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
             with search:
                 draw_search(form)
         with gr.Column(scale=5, min_width=400, elem_id="run-column"):
-            panel = draw_panel(services, TrainNetwork.command, "Train", IDLE)
+            panel = draw_panel(services, tab, TrainNetwork.command, Look("Train", IDLE, draw_training_view))
     form.adopt("dataset_config", box.choice)
     form.codecs["sample_prompts"] = keep
     form.lock()
@@ -63,17 +65,18 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
     connect_presets(services, row, form)
     _connect(services, form, box, panel)
     draw_blocks = connect_blocks(form, blocks[0])
+    listed = {
+        "pretrained_model_name_or_path": workspace.list_models,
+        "dataset_config": partial(datasets.choices, workspace),
+    }
 
     def opened(preset: str | None, dataset: str | None) -> list[Any]:
         """What a fresh page shows: the chosen preset, and choices as they are now."""
         filled = form.unlocked(preset_values(workspace, preset))
         position = list(form.widgets).index
-        for name, known in (
-            ("pretrained_model_name_or_path", workspace.list_models()),
-            ("dataset_config", datasets.choices(workspace)),
-        ):
+        for name, known in listed.items():
             update = filled[position(name)]
-            filled[position(name)] = gr.update(**{**plain(update), "choices": known})
+            filled[position(name)] = gr.update(**{**plain(update), "choices": known()})
         path = plain(filled[position("dataset_config")]).get("value", dataset)
         start = gr.update(interactive=True)
         return [gr.update(choices=choices(services, TrainNetwork)), start, *filled, *show(workspace, path)]
@@ -93,6 +96,16 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
         api_name="blocks_opened",
         api_visibility="private",
     )
+    # What other tabs have made meanwhile.
+    tab.select(
+        lambda: [gr.update(choices=known()) for known in listed.values()],
+        None,
+        [form.widgets[name] for name in listed],
+        show_progress="hidden",
+        api_name="train_selected",
+        api_visibility="private",
+    )
+    return panel.timer
 
 
 def make_config(values: Mapping[str, Any]) -> Callable[[Path], str]:
@@ -133,7 +146,7 @@ def _connect(services: Services, form: Form, box: DatasetBox, panel: RunPanel) -
         except UserError as error:
             found = dict(problems_of(error))
             return [problem_list(found.items()), *form.mark(found), *[gr.skip()] * len(panel.outputs)]
-        return ["", *form.mark({}), *refresh(services, panel, watch, IDLE)]
+        return ["", *form.mark({}), *refresh(services, panel, watch)]
 
     panel.start.click(
         train,
@@ -161,10 +174,10 @@ def _title(workspace: Workspace, values: Mapping[str, Any]) -> str:
     return f"{values['output_name']} · {labels.get(path, Path(path).stem)}"
 
 
-def preset_values(workspace: Workspace, name: str | None) -> dict[str, Any]:
+def preset_values(workspace: Workspace, name: str | None, kind: type[Command] = TrainNetwork) -> dict[str, Any]:
     """The values of a preset; none if it is not there or not valid."""
     try:
-        return presets.read(TrainNetwork, name, workspace.root) if name else {}
+        return presets.read(kind, name, workspace.root) if name else {}
     except UserError:
         return {}
 

@@ -15,6 +15,7 @@ KEPT_LOSSES = 20_000
 PLOTTED = 400
 SAMPLES = 60
 WARNINGS = 3
+PHASES = 5
 SMOOTHING = 0.95
 
 
@@ -28,6 +29,8 @@ class Watch:
         samples: pairs of picture and caption, newest first.
         progress: the newest progress event, if any.
         phase: the newest phase event, if any.
+        phases: the newest event of each phase, in the order in which they came.
+        report: the newest report event, if any.
         seen: what was shown last, by part; what has not changed since is not sent again.
     """
 
@@ -40,6 +43,8 @@ class Watch:
     warnings: list[str] = field(default_factory=list)
     progress: dict[str, Any] = field(default_factory=dict)
     phase: dict[str, Any] = field(default_factory=dict)
+    phases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
     seen: dict[str, Any] = field(default_factory=dict)
 
     def changed(self, part: str, value: Any) -> bool:
@@ -121,7 +126,14 @@ def _fold(watch: Watch, job: Job, event: dict[str, Any]) -> None:
         if isinstance(step, int) and isinstance(loss, int | float):
             watch.losses.append((step, float(loss)))
     elif kind == "phase":
-        watch.phase = event
+        name = str(event.get("name", ""))
+        if name != str(watch.phase.get("name", "")):
+            watch.phases.pop(name, None)
+        watch.phase = watch.phases[name] = event
+        for oldest in list(watch.phases)[:-PHASES]:
+            del watch.phases[oldest]
+    elif kind == "report":
+        watch.report = event
     elif kind == "warning":
         watch.warnings = [*watch.warnings, str(event.get("message", ""))][-WARNINGS:]
     elif kind == "sample":

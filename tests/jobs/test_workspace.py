@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import backend.workspace as module
 from backend.errors import UserError
-from backend.workspace import Workspace, make_slug, slug
+from backend.header import pack_header, read_header
+from backend.workspace import CHECKPOINT, LORA, Workspace, kind_of, make_slug, module_of, slug
 
 
 @pytest.fixture
@@ -88,3 +90,55 @@ def test_datasets_are_folders_with_a_toml(workspace):
     (workspace.datasets / "dataset.toml").write_text("")
     own = [item for item in workspace.list_datasets() if item[0] != "demo"]
     assert own == [("A", str(workspace.datasets / "A")), ("b", str(workspace.datasets / "b"))]
+
+
+def weights(*names, metadata=None):
+    entries = {name: {"dtype": "F32", "shape": [1], "data_offsets": [4 * n, 4 * n + 4]} for n, name in enumerate(names)}
+    return pack_header({"__metadata__": metadata or {}, **entries}) + b"\0\0\0\0" * len(names)
+
+
+def output_of(workspace, second, name, data=b"", config=""):
+    output = workspace.jobs / f"20260101-00000{second}-00000000" / "output"
+    output.mkdir(parents=True, exist_ok=True)
+    (output.parent / "config.toml").write_text(config)
+    (output / name).write_bytes(data)
+    os.utime(output / name, (second, second))
+
+
+def test_a_merged_checkpoint_is_a_model_and_a_lora_is_none_wherever_they_lie(workspace):
+    checkpoint, lora = weights("model.diffusion_model.out.0.weight", "lora_x"), weights("lora_unet_a.alpha", "x.lora_A")
+    for name, data in (("whole.safetensors", checkpoint), ("small.safetensors", lora), ("odd.safetensors", b"{")):
+        (workspace.models / name).write_bytes(data)
+        (workspace.loras / name).write_bytes(data)
+    output_of(workspace, 1, "merged.safetensors", checkpoint)
+    output_of(workspace, 2, "sum.safetensors", lora)
+    output_of(workspace, 3, "unfinished.safetensors", b"weights")
+    models, loras = ([label for label, _ in found] for found in (workspace.list_models(), workspace.list_loras()))
+    # What cannot be told stays where it was put.
+    assert models == ["demo", "merged (20260101-000001-00000000)", "models/odd.safetensors", "models/whole.safetensors"]
+    assert loras == [
+        "unfinished (20260101-000003-00000000)",
+        "sum (20260101-000002-00000000)",
+        "loras/odd.safetensors",
+        "loras/small.safetensors",
+    ]
+
+
+def test_a_pickled_result_is_what_its_job_was_asked_for(workspace):
+    output_of(workspace, 1, "model.ckpt", config='[base]\nsd_model = "m"\n')
+    output_of(workspace, 2, "lora.ckpt", config='[mixture]\nmodels = ["sd_model"]\n')
+    output_of(workspace, 3, "broken.pt", config="[")
+    assert [label.split()[0] for label, _ in workspace.list_models()] == ["demo", "model"]
+    assert [label.split()[0] for label, _ in workspace.list_loras()] == ["broken", "lora"]
+
+
+def test_a_header_is_read_once_and_again_when_the_file_has_changed(workspace, monkeypatch):
+    file = workspace.loras / "a.safetensors"
+    file.write_bytes(weights("lora_a.alpha", metadata={"ss_network_module": "networks.dylora"}))
+    read = []
+    monkeypatch.setattr(module, "read_header", lambda path: read.append(path) or read_header(path))
+    assert [kind_of(file), kind_of(file), module_of(file)] == [LORA, LORA, "networks.dylora"]
+    assert len(read) == 1
+    file.write_bytes(weights("model.diffusion_model.a", "b"))
+    assert kind_of(file) == CHECKPOINT and module_of(file) == ""
+    assert kind_of(workspace.loras / "none.safetensors") == "" and len(read) == 2

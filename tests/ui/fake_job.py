@@ -1,5 +1,6 @@
-"""Stands in for a training job, and takes seconds: `python -m tests.ui.fake_job FOLDER`."""
+"""Stands in for a job, and takes seconds: `python -m tests.ui.fake_job FOLDER`."""
 
+import json
 import os
 import signal
 import sys
@@ -10,10 +11,14 @@ from pathlib import Path
 from PIL import Image
 
 from backend import events
+from tests.ui import fake_tool
 
 
 def main(folder: Path) -> int:
     """Train nothing, with the steps of the config; a comment of "stubborn" does not stop, "broken" fails."""
+    command = json.loads((folder / "job.json").read_text())["command"]
+    if command != "train_network":
+        return fake_tool.main(folder, command)
     config = tomllib.loads((folder / "config.toml").read_text())
     save = config["save"]
     output, comment = Path(save["output_dir"]), save.get("training_comment", "")

@@ -13,7 +13,7 @@ from backend.config.generate import GenImg
 from backend.config.text import read_literals
 from backend.config.tools import ConvertModel
 from backend.config.train import TrainNetwork
-from tabs.form import Form, draw_form, from_widget, to_widget
+from tabs.form import Composite, Form, draw_form, from_widget, marked, to_widget
 
 
 class Cloth(Section):
@@ -175,3 +175,41 @@ def test_a_codec_and_a_widget_of_the_tabs_own() -> None:
     assert form.fill({"name": "abc"})[-1]["value"] == "ABC"
     shown = [to_widget(leaf, leaf.default) for leaf in form.leaves.values()]
     assert form.read([*shown[:-1], "XYZ"])[0]["name"] == "xyz"
+
+
+def pair(leaf: base.Leaf) -> Composite:
+    """Two fields for `ratios`."""
+    fields: list[Any] = [gr.Number(1), gr.Number(2)]
+    return Composite(
+        ("ratios",),
+        fields,
+        lambda shown: {"ratios": tuple(shown)} if shown[0] else {},
+        lambda values: [gr.update(value=value) for value in values.get("ratios", (0, 0))],
+        lambda problems: [marked(problems.get("ratios"), "help"), gr.skip()],
+    )
+
+
+def test_several_widgets_stand_for_one_option() -> None:
+    form = draw(Weave, skip=("extras",), special={"ratios": pair}, prefix="x-")
+    assert "ratios" not in form.widgets and "ratios" in form.names
+    shown = [to_widget(leaf, leaf.default) for name, leaf in form.leaves.items() if name != "ratios"]
+    assert form.read([*shown, 3.0, 4.0])[0]["ratios"] == (3.0, 4.0)
+    assert "ratios" not in form.read([*shown, 0, 4.0])[0]
+    assert [update["value"] for update in form.fill({"ratios": (5, 6)})[-2:]] == [5, 6]
+    marks = form.mark({"ratios": "too many"})
+    assert len(marks) == len(form.inputs) and marks[-2]["info"] == "too many"
+    assert {widget.elem_id for widget in form.widgets.values()} >= {"x-option-name", "x-option-width"}
+
+
+def test_a_form_may_begin_with_something_else_than_the_defaults() -> None:
+    form = draw(Weave, first={"width": 9, "dyed": True})
+    assert form.widgets["width"].value == 9 and form.widgets["dyed"].value is True
+    assert form.widgets["name"].value == "linen"
+
+
+def test_a_mark_that_goes_leaves_the_help_of_the_widget_itself() -> None:
+    def own(leaf: base.Leaf) -> gr.Textbox:
+        return gr.Textbox(info="my own words")
+
+    form = draw(Weave, special={"name": own})
+    assert dict(zip(form.widgets, form.mark({}), strict=True))["name"]["info"] == "my own words"

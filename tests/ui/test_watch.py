@@ -11,7 +11,7 @@ from backend.job import Job
 from backend.jobs import Jobs
 from backend.workspace import Workspace
 from tabs import watch as watching
-from tabs.panel import status_html
+from tabs.status import status_html
 from tabs.text import duration, problem_list, speed
 from tabs.watch import Watch, follow, smooth, thin
 

@@ -1,0 +1,76 @@
+"""How a job stands, in words: its line in the list, its state, how far it is and what went wrong."""
+
+from html import escape
+from typing import Any
+
+from backend.job import Job
+from tabs.text import bar, duration, figures, moment, speed
+from tabs.watch import Watch
+
+MARKS = {"queued": "…", "running": "▶", "finished": "✓", "failed": "✗", "interrupted": "!", "stopped": "■"}
+WORDS = {"interrupted": "interrupted", "stopped": "stopped by you"}
+
+
+def label(job: Job) -> str:
+    """A job's line in the list of jobs."""
+    return f"{MARKS[job.state]}  {job.title} · {_state(job)} · {moment(job.created)}"
+
+
+def status_html(watch: Watch, job: Job, reason: str) -> str:
+    """How a job stands: its name and state, how far it is, how fast, how long it will take, and what went wrong."""
+    lines = [
+        f'<div class="top"><span class="name">{escape(job.title)}</span>'
+        f'<span class="state {job.state}">{escape(_state(job, " …"))}</span></div>'
+    ]
+    progress, phase = watch.progress, watch.phase
+    training = bool(progress) and phase.get("name") in (None, "training", "saving")
+    if job.state == "queued":
+        lines.append('<div class="hint">Starts when the run before it has ended.</div>')
+    elif job.state == "running" and not training:
+        # A trainer comes to its samples again and again; a tool goes through its phases one by one.
+        phases = [phase] if progress or not watch.phases else list(watch.phases.values())
+        lines += [_phase(one, last=one is phases[-1]) for one in phases]
+    if progress and (training or not job.active):
+        step, total = int(progress.get("step") or 0), int(progress.get("total") or 0)
+        lines += [bar(step, total), figures(_figures(job, progress))]
+    if not progress and job.started is not None and job.ended is not None:
+        lines.append(figures([("took", duration(job.ended - job.started))]))
+    lines += [f'<div class="warn">{escape(message)}</div>' for message in watch.warnings]
+    if reason:
+        lines.append(f'<div class="why" role="alert">{escape(reason)}</div>')
+    return f'<div class="status">{"".join(lines)}</div>'
+
+
+def _state(job: Job, more: str = "") -> str:
+    return f"stopping{more}" if job.stopping else WORDS.get(job.state, job.state)
+
+
+def _phase(phase: dict[str, Any], last: bool) -> str:
+    """A phase's bar and name; one that another has followed is over, whatever it said last."""
+    name = escape(str(phase.get("name", "starting")))
+    step, total = int(phase.get("step") or 0), int(phase.get("total") or 0)
+    if not last:
+        return f'<div class="hint">{name}</div>{bar(1, 1)}'
+    count = f" {step} of {total}" if total > 1 else ""
+    return f'<div class="hint">{name}{count} …</div>{bar(step, total if step else 0)}'
+
+
+def _figures(job: Job, progress: dict[str, Any]) -> list[tuple[str, str]]:
+    step, total = int(progress.get("step") or 0), int(progress.get("total") or 0)
+    pace = float(progress.get("seconds_per_step") or 0)
+    found = [("step", f"{step} / {total}")]
+    if progress.get("epochs"):
+        found.append(("epoch", f"{progress.get('epoch')} / {progress['epochs']}"))
+    found.append(("speed", speed(pace)))
+    if job.state == "running":
+        left = progress.get("seconds_left")
+        found.append(("time left", duration(float(left) if left is not None else pace * (total - step))))
+    elif job.started is not None and job.ended is not None:
+        found.append(("took", duration(job.ended - job.started)))
+    if isinstance(progress.get("loss"), int | float):
+        found.append(("loss", f"{progress['loss']:.4f}"))
+    rates = progress.get("lr")
+    if isinstance(rates, dict):
+        distinct = list(dict.fromkeys(f"{rate:.2g}" for rate in rates.values() if isinstance(rate, int | float)))
+        found.append(("learning rate", " / ".join(distinct)))
+    return found
