@@ -39,9 +39,12 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         assert float((found[key] - delta).norm()) <= share * float(delta.norm()) + 1e-12, key
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("more", [[], ["--concat"], ["--shuffle"], ["--concat", "--shuffle"]], ids=" ".join)
-@pytest.mark.parametrize("ratios", [[0.6, 0.4], [1.0, -1.0], [-0.5, 2.0]])
+FLAGS = ([], ["--concat"], ["--shuffle"], ["--concat", "--shuffle"])
+SUMS = [("sd1", flags, ratios) for flags in FLAGS for ratios in ([0.6, 0.4], [1.0, -1.0])]
+SUMS += [("sd2", FLAGS[0], [-0.5, 2.0]), ("sdxl", FLAGS[3], [1.0, -1.0])]
+
+
+@pytest.mark.parametrize(("family", "more", "ratios"), SUMS)
 def test_loras_add_up_exactly(files: Files, tmp_path: Path, family: str, more: list[str], ratios: list[float]) -> None:
     """The reference squares ratios and, with concat, forgets that the rank has grown."""
     models = [files.lora("a", family, 4, 2.0, conv_dim=2), files.lora("b", family, 3, 3.0)]
@@ -118,9 +121,11 @@ def test_a_file_at_ratio_zero_adds_no_ranks_and_one_alone_is_scaled(files: Files
     assert_close(deltas(tmp_path / "p.ckpt"), wanted(models[:1], [2.0]))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", ""], ids=["safetensors", "ckpt", "folder"])
+LAYOUTS = [(family, suffix, torch.float32) for family in FAMILIES for suffix in (".safetensors", "")]
+LAYOUTS += [("sd1", ".ckpt", torch.float32), ("sd1", ".safetensors", torch.float16), ("sdxl", ".ckpt", torch.float16)]
+
+
+@pytest.mark.parametrize(("family", "suffix", "dtype"), LAYOUTS)
 def test_a_checkpoint_becomes_what_the_model_with_the_lora_is(
     files: Files, tmp_path: Path, family: str, suffix: str, dtype: torch.dtype
 ) -> None:
