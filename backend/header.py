@@ -47,8 +47,11 @@ class Header:
 
 
 def pack_header(raw: dict[str, object]) -> bytes:
-    """A safetensors header with its length in front, padded so that the tensors start at a multiple of 8 bytes."""
-    text = json.dumps(raw, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    """A safetensors header with its length in front, padded so that the tensors start at a multiple of 8 bytes.
+
+    What UTF-8 cannot hold, such as half a surrogate pair out of a hostile file, becomes a question mark.
+    """
+    text = json.dumps(raw, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
     text += b" " * (-len(text) % LENGTH_BYTES)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 

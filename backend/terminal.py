@@ -1,9 +1,12 @@
 """What a command tells whoever started it: lines and bars on the terminal, and the same as events for the web side."""
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -45,3 +48,29 @@ def track(items: Iterable[T], name: str, total: int) -> Iterator[T]:
             yield item
             bar.update()
     events.emit("phase", name=name, step=total, total=total)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP do what Ctrl-C does, so that nothing half-written is left behind.
+
+    One that is ignored, as `nohup` has it, stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:
+            signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is signal.SIG_DFL:
+                signal.signal(number, handler)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -20,6 +20,7 @@ from tabs.theme import ACCENT
 from tabs.watch import Watch
 
 MAX_ROWS = 400
+MAX_MODULES = 2000
 MAX_FILES = 40
 # Beyond this many a bar's name has room below it only upright, and then not at all.
 SLANTED_BARS, NAMED_BARS = 12, 60
@@ -198,6 +199,10 @@ def _main_table(report: Mapping[str, Any]) -> list[str]:
     lines = [table(columns, rows[:MAX_ROWS])]
     if len(rows) > MAX_ROWS:
         lines.append(f'<div class="hint">and {len(rows) - MAX_ROWS} more rows, which stand in the log</div>')
+    modules = [[str(text) for text in row] for row in _lists(report.get("modules")) if len(row) == 3]
+    if modules:
+        whole = table(("module", "rank", "energy kept"), modules[:MAX_MODULES])
+        lines.append(f"<details><summary>Every module</summary>{whole}</details>")
     return lines
 
 

@@ -10,6 +10,8 @@ from backend.config.declare import Command, Option, Section, reject
 
 ADVANCED = Option(advanced=True)
 Precision = Literal["float", "fp16", "bf16"]
+LARGEST = 1e6
+DEVICE = r"(cpu|cuda|mps|xpu)(:\d{1,2})?"
 WEIGHTS = (".safetensors", ".ckpt", ".pt")
 
 
@@ -59,6 +61,8 @@ class Mixture(Section):
         if self.ratios and len(self.ratios) != len(self.models):
             given, files = len(self.ratios), len(self.models)
             reject("ratios", f"has {given} values for {files} files in models; give one for each")
+        if any(abs(ratio) > LARGEST for ratio in self.ratios):
+            reject("ratios", f"must lie between -{LARGEST:g} and {LARGEST:g}")
         if self.ratios and not any(self.ratios):
             reject("ratios", "are all 0, so nothing would be left; give one that is not")
         return self
@@ -67,6 +71,17 @@ class Mixture(Section):
     def weights(self) -> tuple[float, ...]:
         """A ratio for each file."""
         return self.ratios or (1.0,) * len(self.models)
+
+
+def known_device(value: str) -> str:
+    """The name of a device, if it is one.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not re.fullmatch(DEVICE, value):
+        raise ValueError(f'must be cpu or cuda, got "{value}"')
+    return value
 
 
 class DyLoraExtraction(Section):
@@ -119,7 +134,7 @@ class Sum(Section):
     """The same for 3x3 convolutions; left out, as new_rank."""
 
     precision: Annotated[Precision, ADVANCED] = "float"
-    """Precision in which weights are added."""
+    """Precision in which a checkpoint's weights are added; LoRAs' factors are rounded to it before they are."""
 
     save_precision: Precision | None = None
     """Precision of the saved numbers; left out, a checkpoint's own, and float for a LoRA."""
@@ -156,8 +171,9 @@ class MergeLora(Command):
 class Svd(Section):
     """Rank"""
 
-    new_rank: int = Field(4, ge=1)
-    """Rank of the result; with dynamic, the largest that a layer may have."""
+    new_rank: int | None = Field(None, ge=1)
+    """Rank of the result, 4 when left out; with dynamic, the largest that a layer may have, and when left out as large
+    as it takes."""
 
     new_conv_rank: int | None = Field(None, ge=1)
     """The same for 3x3 convolutions; left out, as new_rank."""
@@ -170,7 +186,7 @@ class Svd(Section):
     """Cut off the largest numbers of each factor at this quantile. Left out, nothing is cut off."""
 
     device: Annotated[str, ADVANCED] = "cpu"
-    """Where to compute: cpu, or cuda."""
+    """Where to compute: cpu, or cuda. A GPU that is not there is replaced by the CPU."""
 
     precision: Annotated[Precision, ADVANCED] = "float"
     """Precision to which the factors are rounded before they are added."""
@@ -178,12 +194,19 @@ class Svd(Section):
     save_precision: Precision | None = None
     """Precision of the saved numbers; left out, float."""
 
+    _device = field_validator("device")(known_device)
+
     @field_validator("dynamic")
     @classmethod
     def _a_share(cls, value: str | None) -> str | None:
         if value is not None and share_of(value) is None:
             raise ValueError(f'must be "energy=" and a number above 0 and up to 1, got "{value}"')
         return value
+
+    @property
+    def rank(self) -> int | None:
+        """The largest rank of a layer; None where the share alone decides."""
+        return self.new_rank or (None if self.dynamic else 4)
 
     @property
     def energy(self) -> float | None:
@@ -242,13 +265,15 @@ class Difference(Section):
     """Cut off the largest numbers of each factor at this quantile. Left out, nothing is cut off."""
 
     device: Annotated[str, ADVANCED] = "cpu"
-    """Where to compute: cpu, or cuda."""
+    """Where to compute: cpu, or cuda. A GPU that is not there is replaced by the CPU."""
 
     load_precision: Annotated[Precision | None, ADVANCED] = None
     """Precision to which both models' numbers are rounded first; left out, they are taken as they are."""
 
     save_precision: Precision = "float"
     """Precision of the saved numbers."""
+
+    _device = field_validator("device")(known_device)
 
 
 class ExtractLora(Command):

@@ -5,6 +5,7 @@ layers side by side, left [out, R] and right [R, in], it is left @ right, where 
 here works on those two and never makes the dense matrix.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -104,9 +105,15 @@ def vanishes(sums: Iterable[tuple[Sequence[LoraLayer], Sequence[float]]]) -> boo
     """Whether sums of layers are nothing but rounding: every layer is zero, or they cancel each other out."""
     for layers, ratios in sums:
         parts = sum((ratio * float(layer.norm())) ** 2 for layer, ratio in zip(layers, ratios, strict=True))
-        if _product_norm(*side_by_side(layers, ratios)) ** 2 > ROUNDING * parts:
+        # Numbers too large to be squared are not nothing.
+        if not sum_norm(layers, ratios) ** 2 <= ROUNDING * parts or not math.isfinite(parts):
             return False
     return True
+
+
+def sum_norm(layers: Sequence[LoraLayer], ratios: Sequence[float]) -> float:
+    """Frobenius norm of sum_k ratio_k * delta_k."""
+    return _product_norm(*side_by_side(layers, ratios))
 
 
 def _product_norm(left: Tensor, right: Tensor) -> float:
@@ -130,16 +137,20 @@ def decompose(left: Tensor, right: Tensor) -> Spectrum:
 
 
 def cut(spectrum: Spectrum, rank: int, like: Sequence[LoraLayer], clamp_quantile: float | None = None) -> LoraLayer:
-    """The best approximation of a rank (Eckart and Young 1936), with alpha = rank; the singular values are in `up`.
+    """The best approximation of a rank (Eckart and Young 1936), with alpha = rank.
 
     Args:
         rank: cut to what there is.
         like: layers of the same module, for the number of dimensions.
-        clamp_quantile: cut off the largest numbers of both factors at this quantile of their magnitudes.
+        clamp_quantile: cut off the largest numbers of both factors at this quantile of their magnitudes. Then the
+            singular values are all in `up`, as in the programs that do this.
     """
     rank = min(rank, len(spectrum.values))
-    up, down = spectrum.left[:, :rank] * spectrum.values[:rank], spectrum.right[:rank]
+    left, values, right = spectrum.left[:, :rank], spectrum.values[:rank], spectrum.right[:rank]
+    # Shared out, so that neither factor leaves the range of a half precision.
+    up, down = left * values.sqrt(), right * values.sqrt()[:, None]
     if clamp_quantile is not None:
+        up, down = left * values, right
         highest = _quantile(torch.cat([up.flatten(), down.flatten()]).abs(), clamp_quantile)
         up, down = up.clamp(-highest, highest), down.clamp(-highest, highest)
     return shaped(up, down, like)

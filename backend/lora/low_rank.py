@@ -73,7 +73,3 @@ def _square(tensor: Tensor) -> float:
 def _all(matrix: Tensor, rank: int, total: float) -> Spectrum:
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     return Spectrum(left[:, :rank], values[:rank], right[:rank], total)
-
-
-def _orthonormal(matrix: Tensor) -> Tensor:
-    return torch.linalg.qr(matrix).Q

@@ -6,8 +6,11 @@ from functools import lru_cache
 from backend.tables.names import UNET_SHAPES, unet_targets
 
 _TEXT_KEY = re.compile(
-    r"lora_(te\d?)_text_model_encoder_layers_\d+_(?:self_attn_(?:q|k|v|out)_proj|mlp_fc[12])",
+    r"lora_(te\d?)_text_model_encoder_layers_(\d{1,2})_(?:self_attn_(?:q|k|v|out)_proj|mlp_fc[12])",
 )
+
+# Layers of the text encoders, by the beginning of their keys; with the one that Stable Diffusion 2 leaves out.
+LAYERS = {"te": 24, "te1": 12, "te2": 32}
 
 
 def block_of(key: str, family: str | None) -> str | None:
@@ -18,8 +21,8 @@ def block_of(key: str, family: str | None) -> str | None:
     """
     encoder = _TEXT_KEY.fullmatch(key)
     if encoder:
-        return encoder[1]
-    block = _unet_blocks("sdxl" if family == "sdxl" else "sd1").get(_one_transformer_block(key))
+        return encoder[1] if int(encoder[2]) < LAYERS.get(encoder[1], 0) else None
+    block = _unet_blocks("sdxl" if family == "sdxl" else "sd1").get(key)
     return None if block is None else f"unet {block}"
 
 
@@ -31,9 +34,4 @@ def order_of_blocks(name: str) -> tuple[bool, int, str]:
 
 @lru_cache(maxsize=4)
 def _unet_blocks(family: str) -> dict[str, int]:
-    return {_one_transformer_block(target.key): target.block for target in unet_targets(UNET_SHAPES[family])}
-
-
-def _one_transformer_block(key: str) -> str:
-    """Models differ in how many transformer blocks an attention has; the block of the U-Net is the same."""
-    return re.sub(r"transformer_blocks_\d+", "transformer_blocks_0", key)
+    return {target.key: target.block for target in unet_targets(UNET_SHAPES[family])}

@@ -12,6 +12,7 @@ from backend.lora.metadata import MINIMUM, MODEL_HASH
 from backend.tables.identity import IDENTITIES
 
 DYNAMIC = "Dynamic"
+MERGED_FROM = "ss_merged_from"
 # What was true of a run is not true of a file that was made from its result, or stands in its own field.
 _OF_THE_RUN = (
     "ss_session_id",
@@ -19,6 +20,7 @@ _OF_THE_RUN = (
     "ss_training_finished_at",
     "ss_output_name",
     "ss_tag_frequency",
+    MERGED_FROM,
     *(f"ss_{name}" for name in MINIMUM if name.startswith("network_")),
 )
 _MODELSPEC = "modelspec."
@@ -92,9 +94,7 @@ def merged(sources: Sequence[Source], layers: Mapping[str, Layer], family: str |
         and name not in _OF_THE_RUN
         and all(source.metadata.get(name) == value for source in sources)
     }
-    tags: dict[str, Any] = {}
-    for source in sources:
-        tags |= _table(source.metadata.get("ss_tag_frequency"))
+    tags = _added_tags([table_in(source.metadata, "ss_tag_frequency") for source in sources])
     predicts_v = any(source.metadata.get("modelspec.prediction_type") == "v" for source in sources)
     found = family_facts(family, predicts_v) | agreed | network_facts(layers)
     if tags:
@@ -102,13 +102,26 @@ def merged(sources: Sequence[Source], layers: Mapping[str, Layer], family: str |
     return found | _origin(sources, title)
 
 
-def _origin(sources: Sequence[Source], title: str) -> dict[str, str]:
-    listed = [
-        {"file": source.path.name, "ratio": source.ratio, MODEL_HASH: source.metadata.get(MODEL_HASH)}
-        for source in sources
-    ]
+def _added_tags(tables: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """How often each tag stands in each folder, in all of them together."""
+    found: dict[str, dict[str, int]] = {}
+    for folder, counts in (item for one in tables for item in one.items()):
+        if isinstance(counts, dict):
+            own = found.setdefault(folder, {})
+            for tag, count in counts.items():
+                own[tag] = own.get(tag, 0) + (count if isinstance(count, int) else 0)
+    return found
+
+
+def _origin(sources: Sequence[Source], title: str, before: Sequence[Any] = ()) -> dict[str, str]:
+    """Where a file comes from; what its sources were made from themselves stands with each of them."""
+    listed = list(before)
+    for source in sources:
+        one = {"file": source.path.name, "ratio": source.ratio, MODEL_HASH: source.metadata.get(MODEL_HASH)}
+        older = _list_in(source.metadata, MERGED_FROM)
+        listed.append(one | ({"merged_from": older} if older else {}))
     return {
-        "ss_merged_from": json.dumps(listed, ensure_ascii=False),
+        MERGED_FROM: json.dumps(listed, ensure_ascii=False),
         "modelspec.merged_from": ", ".join(source.title for source in sources),
         "modelspec.title": title,
         "modelspec.date": datetime.now(UTC).replace(tzinfo=None, microsecond=0).isoformat(),
@@ -119,7 +132,7 @@ def checkpoint_with(metadata: Mapping[str, str], sources: Sequence[Source], titl
     """The metadata of a checkpoint that LoRAs were merged into: its own, but for hashes, which no longer hold."""
     kept = {name: value for name, value in metadata.items() if "hash" not in name}
     own = metadata.get("modelspec.title")
-    found = kept | _origin(sources, title)
+    found = kept | _origin(sources, title, _list_in(metadata, MERGED_FROM))
     if own:
         found["modelspec.merged_from"] = f"{own}, {found['modelspec.merged_from']}"
     return {"format": "pt"} | found
@@ -133,7 +146,7 @@ def cut_from(metadata: Mapping[str, str], layers: Mapping[str, Layer], rank: int
         rank: of these.
         full: of the DyLoRA.
     """
-    arguments = {name: value for name, value in _table(metadata.get("ss_network_args")).items() if name != "unit"}
+    arguments = {name: value for name, value in table_in(metadata, "ss_network_args").items() if name != "unit"}
     facts = network_facts(layers)
     facts["ss_network_args"] = json.dumps(arguments | json.loads(facts["ss_network_args"]))
     comment = f"split from DyLoRA, rank {full} to {rank}"
@@ -142,10 +155,19 @@ def cut_from(metadata: Mapping[str, str], layers: Mapping[str, Layer], rank: int
     return {**metadata, **facts}
 
 
-def _table(text: str | None) -> dict[str, Any]:
+def table_in(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
     """A JSON object in a metadata field; empty where there is none."""
-    try:
-        found = json.loads(text or "{}")
-    except ValueError:
-        return {}
+    found = _json_in(metadata, name)
     return found if isinstance(found, dict) else {}
+
+
+def _list_in(metadata: Mapping[str, str], name: str) -> list[Any]:
+    found = _json_in(metadata, name)
+    return found if isinstance(found, list) else []
+
+
+def _json_in(metadata: Mapping[str, str], name: str) -> Any:
+    try:
+        return json.loads(metadata.get(name) or "null")
+    except (ValueError, RecursionError):
+        return None

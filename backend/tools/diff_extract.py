@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -20,10 +21,10 @@ from backend.lora.layer import LoraLayer
 from backend.lora.low_rank import leading
 from backend.lora.provenance import family_facts, network_facts
 from backend.tables.identity import title_of
-from backend.terminal import track
-from backend.tools.files import DTYPES, by_block, check_target, save
+from backend.terminal import ended_by_signals, track
+from backend.tools.files import DTYPES, OVERHEAD, by_block, check_target, keep_config, rounded, save
 from backend.tools.parallel import choose_device, each
-from backend.tools.report import Bars, Curve, Report, tell
+from backend.tools.report import Bars, Curve, Report, percent, tell
 
 # What a LoRA cannot carry, by the ends of names, for people.
 _UNCARRIED = (
@@ -42,18 +43,15 @@ class Extracted:
         layer: None where the two weights are equal.
         largest: absolute difference.
         total: squared norm of the difference.
+        held: how much of that the layer holds, as it is saved.
         values: the leading singular values, as many as the rank.
     """
 
     layer: LoraLayer | None
     largest: float
     total: float = 0.0
+    held: float = 0.0
     values: tuple[float, ...] = ()
-
-    @property
-    def held(self) -> float:
-        """Squared norm that the layer holds."""
-        return sum(value**2 for value in self.values)
 
 
 def run(config: ExtractLora) -> None:
@@ -62,26 +60,41 @@ def run(config: ExtractLora) -> None:
     Raises:
         UserError: a model is broken, they are of different families or shapes, or they are identical.
     """
-    check_target(config.result)
-    device = choose_device(config.difference.device)
-    original, tuned = (open_weights(source) for source in (config.models.model_org, config.models.model_tuned))
-    check_models(config, original, tuned)
-    ranks = ranks_of(config.difference, original)
-    found = extract_all(original, tuned, ranks, config.difference, device)
-    notes = decide(found, original, config.difference.min_diff)
-    layers = {key: one.layer for key, one in found.items() if one.layer is not None}
-    if not layers:
-        raise UserError(
-            f"{config.models.model_tuned} and {config.models.model_org} do not differ in anything that this LoRA could "
-            "carry (their text encoders by less than min_diff); choose other models, conv_dim or min_diff",
-            field="model_tuned",
-        )
-    metadata = describe(config, original, tuned, layers)
-    made = save(config.result.save_to, config.result, layers, metadata, DTYPES[config.difference.save_precision])
-    notes += left_behind(original, tuned, ranks)
+    with ended_by_signals():
+        check_target(config.result.save_to, config.result)
+        device = choose_device(config.difference.device)
+        original, tuned = (open_weights(source) for source in (config.models.model_org, config.models.model_tuned))
+        check_models(config, original, tuned)
+        ranks = ranks_of(config.difference, original)
+        found = extract_all(original, tuned, ranks, config.difference, device)
+        notes = decide(found, original, config.difference.min_diff)
+        layers = {key: one.layer for key, one in found.items() if one.layer is not None}
+        notes += left_behind(original, tuned, ranks)
+        if not layers:
+            check_identical(found, notes, config)
+        metadata = describe(config, original, tuned, layers)
+        precision = config.difference.save_precision
+        made = save(config.result.save_to, config.result, layers, metadata, DTYPES[precision])
+        keep_config(config, config.result)
     title = f"Extracted {config.models.model_tuned} - {config.models.model_org}"
     start = Report(title, config.result.dry_run, (made,), notes=tuple(notes))
-    tell(report_of({key: found[key] for key in layers}, original.family, start))
+    tell(report_of({key: found[key] for key in layers}, original.family, precision, start))
+
+
+def check_identical(found: Mapping[str, Extracted], notes: Sequence[str], config: ExtractLora) -> NoReturn:
+    """Say why nothing was extracted.
+
+    Raises:
+        UserError: always.
+    """
+    pair = f"{config.models.model_tuned} and {config.models.model_org}"
+    if any(one.largest for one in found.values()):
+        message = f"{pair} differ in text encoders alone, by less than min_diff; lower min_diff"
+    elif any("not in the LoRA" in note for note in notes):
+        message = f"{pair} are identical in what this LoRA can carry ({notes[-1]})"
+    else:
+        message = f"{pair} are identical; choose a model that was tuned"
+    raise UserError(message, field="model_tuned")
 
 
 def check_models(config: ExtractLora, original: ModelWeights, tuned: ModelWeights) -> None:
@@ -141,21 +154,37 @@ def extract_one(original: Tensor, tuned: Tensor, rank: int, options: Difference,
     Raises:
         UserError: numbers that are not finite.
     """
-    rounded = None if options.load_precision is None else DTYPES[options.load_precision]
-    first, second = (weight.to(device, rounded).float() for weight in (original, tuned))
-    difference = second.sub_(first) if second.data_ptr() != tuned.data_ptr() else second - first
-    difference = difference.view_as(original)
-    del first
+    asked = None if options.load_precision is None else DTYPES[options.load_precision]
+    # In two dimensions, as one model may have a matrix where the other has a 1x1 convolution.
+    first, second = (weight.to(device, asked).flatten(1) for weight in (original, tuned))
+    if equal_but_for_rounding(first, second):
+        return Extracted(None, 0.0)
+    difference = second.float() - first.float()
     largest = float(difference.abs().max())
     if not largest < float("inf"):
-        raise UserError("has numbers that are not finite (NaN); the model is of no use", field="model_tuned")
-    if not largest:
-        return Extracted(None, 0.0)
-    spectrum = leading(difference.flatten(1), rank)
+        field = "model_org" if not bool(torch.isfinite(first).all()) else "model_tuned"
+        raise UserError("has numbers that are not finite (NaN); the model is of no use", field=field)
+    spectrum = leading(difference, rank)
     like = LoraLayer(torch.empty(1, *original.shape[1:]), torch.empty(1, 1, *[1] * (original.ndim - 2)), 1.0)
     layer = cut(spectrum, rank, [like], options.clamp_quantile)
     layer = LoraLayer(layer.down.cpu(), layer.up.cpu(), layer.alpha)
-    return Extracted(layer, largest, spectrum.total, tuple(spectrum.values.tolist()))
+    held = spectrum.energy(rank) * spectrum.total
+    if options.save_precision != "float" or options.clamp_quantile is not None:
+        # Singular values say nothing of what rounding and clamping cost.
+        saved = rounded([layer], options.save_precision, "save_precision")[0]
+        error = difference - saved.delta().to(device).flatten(1)
+        held = spectrum.total - float(torch.linalg.vector_norm(error).double() ** 2)
+    return Extracted(layer, largest, spectrum.total, held, tuple(spectrum.values.tolist()))
+
+
+def equal_but_for_rounding(first: Tensor, second: Tensor) -> bool:
+    """Whether two weights are the same, or the one is the other saved in a smaller precision."""
+    if first.dtype == second.dtype:
+        return torch.equal(first, second)
+    if not (first.is_floating_point() and second.is_floating_point()):
+        return torch.equal(first, second.to(first.dtype))
+    coarse = max((first.dtype, second.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+    return torch.equal(first.to(coarse), second.to(coarse))
 
 
 def decide(found: dict[str, Extracted], weights: ModelWeights, min_diff: float) -> list[str]:
@@ -184,7 +213,7 @@ def left_behind(original: ModelWeights, tuned: ModelWeights, ranks: Mapping[str,
     wide = {slot.name for slot in original.slots.values()} - carried
     counts: Counter[str] = Counter()
     for name, theirs in _pairs(original, tuned, carried):
-        if not torch.equal(original.tensors[name], theirs.to(original.tensors[name].dtype)):
+        if not equal_but_for_rounding(original.tensors[name], theirs):
             sort = next((words for words, pattern in _UNCARRIED if pattern.search(name)), "other weights")
             counts["convolutions (give conv_dim)" if name in wide else sort] += 1
     notes = []
@@ -224,23 +253,26 @@ def _name(weights: ModelWeights) -> str:
     return re.split(r"[/\\]", weights.source.rstrip("/\\"))[-1]
 
 
-def report_of(found: Mapping[str, Extracted], family: str, start: Report) -> Report:
-    """What the user reads: energy kept by block, and what lower ranks would keep."""
+def report_of(found: Mapping[str, Extracted], family: str, precision: str, start: Report) -> Report:
+    """What the user reads: energy kept by block and by module, and what lower ranks would keep."""
     blocks = {name: [found[key] for key in keys] for name, keys in by_block(found, family).items()}
-    kept = {name: _kept(ones) for name, ones in blocks.items()}
-    rows = tuple(
-        (name, str(len(ones)), f"{100 * kept[name]:.4g} %", f"{_largest(ones):.3g}") for name, ones in blocks.items()
-    )
     everything = list(found.values())
-    facts = (
-        ("modules", str(len(found))),
-        ("energy kept", f"{100 * _kept(everything):.4g} %"),
-        ("error", f"{100 * max(0.0, 1 - _kept(everything)) ** 0.5:.4g} %"),
-    )
-    bars = Bars("Energy kept by block, %", tuple(blocks), tuple(100 * share for share in kept.values()))
-    columns = ("block", "modules", "energy kept", "largest difference")
-    return Report(
-        start.title, start.dry_run, start.files, facts, columns, rows, bars, curve_of(everything), start.notes
+    kept = _kept(everything)
+    return replace(
+        start,
+        facts=(
+            ("modules", str(len(found))),
+            ("energy kept", percent(kept)),
+            ("error", percent(max(0.0, 1 - kept) ** 0.5)),
+        ),
+        columns=("block", "modules", "energy kept", "largest difference"),
+        rows=tuple(
+            (name, str(len(ones)), percent(_kept(ones)), f"{max(one.largest for one in ones):.3g}")
+            for name, ones in blocks.items()
+        ),
+        modules=tuple((key, str(one.layer.rank), percent(_kept([one]))) for key, one in found.items() if one.layer),
+        bars=Bars("Energy kept by block, %", tuple(blocks), tuple(100 * _kept(ones) for ones in blocks.values())),
+        curve=curve_of(everything, DTYPES[precision].itemsize),
     )
 
 
@@ -249,16 +281,16 @@ def _kept(ones: Sequence[Extracted]) -> float:
     return min(1.0, sum(one.held for one in ones) / total) if total else 1.0
 
 
-def _largest(ones: Sequence[Extracted]) -> float:
-    return max(one.largest for one in ones)
+def curve_of(ones: Sequence[Extracted], itemsize: int) -> Curve:
+    """Error and size of the file for every rank up to the one that was asked for, the same for all modules.
 
-
-def curve_of(ones: Sequence[Extracted]) -> Curve:
-    """Error and size of the file for every rank up to the one that was asked for, the same for all modules."""
+    Args:
+        itemsize: bytes of a saved number.
+    """
     most = max(len(one.values) for one in ones)
     total = sum(one.total for one in ones) or 1.0
     ranks = tuple(range(1, most + 1))
     held = [sum(value**2 for one in ones for value in one.values[:rank]) for rank in ranks]
     widths = [(one.layer.up.shape[0] + one.layer.down[0].numel(), len(one.values)) for one in ones if one.layer]
-    sizes = tuple(sum(320 + 4 * width * min(rank, own) for width, own in widths) for rank in ranks)
+    sizes = tuple(sum(OVERHEAD + itemsize * width * min(rank, own) for width, own in widths) for rank in ranks)
     return Curve(ranks, tuple(max(0.0, 1 - energy / total) ** 0.5 for energy in held), sizes)

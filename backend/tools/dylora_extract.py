@@ -3,17 +3,18 @@
 Run it with `python -m backend extract_lora_from_dylora --model FILE --save_to FILE [--unit N]`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from backend.config.lora_tools import ExtractDyLora
+from backend.config.lora_tools import ExtractDyLora, LoraResult
 from backend.errors import UserError
 from backend.lora.file import LoraFile, read_lora
 from backend.lora.layer import LoraLayer
-from backend.lora.provenance import cut_from
-from backend.terminal import track
-from backend.tools.files import arguments_of, check_free, only_loras, save
-from backend.tools.report import Bars, Report, tell
+from backend.lora.provenance import cut_from, table_in
+from backend.terminal import ended_by_signals, track
+from backend.tools.files import check_target, keep_config, only_loras, save
+from backend.tools.report import Bars, Made, Report, tell
 
 
 def run(config: ExtractDyLora) -> None:
@@ -22,23 +23,49 @@ def run(config: ExtractDyLora) -> None:
     Raises:
         UserError: the file is no DyLoRA, or the unit does not divide its rank.
     """
-    source, result = config.dylora.model, config.result
-    file = read_lora(source)
-    layers = only_loras([source], [file])[0]
-    rank = rank_of(layers, source)
-    unit = unit_of(file, config.dylora.unit, rank, source)
-    targets = {step: numbered(result.save_to, step) for step in range(unit, rank + 1, unit)}
-    for path in targets.values():
-        check_free(path, result)
-    files, norms = [], []
-    for step, path in track(targets.items(), "cutting", len(targets)):
-        short = {key: layer.truncated(step) for key, layer in layers.items()}
-        norms.append(sum(float(layer.norm()) ** 2 for layer in short.values()) ** 0.5)
-        files.append(save(path, result, short, cut_from(file.metadata, short, step, rank), None, f"rank {step}"))
+    with ended_by_signals():
+        source, result = config.dylora.model, config.result
+        file = read_lora(source)
+        layers = only_loras([source], [file])[0]
+        rank = rank_of(layers, source)
+        unit = unit_of(file, config.dylora.unit, rank, source)
+        targets = {step: numbered(result.save_to, step) for step in range(unit, rank + 1, unit)}
+        for path in targets.values():
+            check_target(path, result)
+            if path.exists() and path.samefile(source):
+                raise UserError(f"{path} is the DyLoRA itself; choose another name", field="save_to")
+        with all_or_none(targets.values(), result):
+            files, norms = cut_all(file, layers, targets, config)
+            keep_config(config, result)
     facts = (("modules", str(len(layers))), ("rank", str(rank)), ("unit", str(unit)))
     names = tuple(str(step) for step in targets)
     bars = Bars("Size of the change by rank (Frobenius norm)", names, tuple(norms))
     tell(Report(f"{source} cut into {len(targets)} ranks", result.dry_run, tuple(files), facts, bars=bars))
+
+
+def cut_all(
+    file: LoraFile, layers: Mapping[str, LoraLayer], targets: Mapping[int, Path], config: ExtractDyLora
+) -> tuple[list[Made], list[float]]:
+    """A file for every rank, and the norm of the change in each."""
+    files, norms = [], []
+    for step, path in track(targets.items(), "cutting", len(targets)):
+        short = {key: layer.truncated(step) for key, layer in layers.items()}
+        norms.append(sum(float(layer.norm()) ** 2 for layer in short.values()) ** 0.5)
+        metadata = cut_from(file.metadata, short, step, max(targets))
+        files.append(save(path, config.result, short, metadata, None, f"rank {step}"))
+    return files, norms
+
+
+@contextmanager
+def all_or_none(paths: Iterable[Path], result: LoraResult) -> Iterator[None]:
+    """Where the block fails, the files that it has made are taken away again; nothing is if it may replace files."""
+    try:
+        yield
+    except BaseException:
+        if not result.overwrite and not result.dry_run:
+            for path in paths:
+                path.unlink(missing_ok=True)
+        raise
 
 
 def rank_of(layers: Mapping[str, LoraLayer], source: Path) -> int:
@@ -60,7 +87,7 @@ def unit_of(file: LoraFile, given: int | None, rank: int, source: Path) -> int:
     Raises:
         UserError: it is not known, or does not divide the rank, or leaves nothing but the file itself.
     """
-    trained = str(arguments_of(file.metadata).get("unit", ""))
+    trained = str(table_in(file.metadata, "ss_network_args").get("unit", ""))[:9]
     dylora = file.metadata.get("ss_network_module", "").endswith("dylora")
     if given is None and not trained.isdecimal() and not dylora:
         raise UserError(f"{source} does not say that it is a DyLoRA; give the unit it was trained with", field="unit")

@@ -1,60 +1,104 @@
 """What the LoRA tools share: files in, checked against each other, and files out, whole or not at all."""
 
-import json
+import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from backend.config.lora_tools import LoraResult
+from backend.config.base import Command, resolved_toml
+from backend.config.lora_tools import LoraResult, Mixture
 from backend.errors import UserError
 from backend.header import METADATA_KEY, pack_header
-from backend.lora.algebra import vanishes
+from backend.lora.algebra import by_key, vanishes
 from backend.lora.file import PICKLES, LoraFile, listing, read_lora, tensors_of, write_lora
 from backend.lora.layer import Layer, LoraLayer
 from backend.lora.metadata import minimum_metadata
 from backend.lora.places import block_of, order_of_blocks
 from backend.lora.provenance import Source
+from backend.lora.spelling import family_keys
+from backend.replacing import replacing
 from backend.tables.identity import title_of
 from backend.terminal import warn
 from backend.tools.report import Made
 
+Sum = tuple[Sequence[LoraLayer], Sequence[float]]
+# Bytes of a LoRA file beside its numbers, per module: names, shapes and alpha.
+OVERHEAD = 320
 DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def check_target(result: LoraResult) -> None:
-    """Refuse early what would destroy something late.
+def check_target(path: Path, result: LoraResult) -> None:
+    """Refuse early what would fail or destroy something late.
 
     Raises:
-        UserError: the file is there and may not be replaced.
-    """
-    check_free(result.save_to, result)
-
-
-def check_free(path: Path, result: LoraResult) -> None:
-    """Refuse to replace a file that may not be replaced.
-
-    Raises:
-        UserError: naming it.
+        UserError: the file is there and may not be replaced, or cannot be written.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file", field="save_to")
-    if path.exists() and not result.overwrite and not result.dry_run:
+    if os.path.lexists(path) and not result.overwrite:
         raise UserError(f"{path} exists; give --overwrite to replace it", field="save_to")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        message = f"{path} cannot be written ({error.strerror or error}); choose another folder"
+        raise UserError(message, field="save_to") from None
 
 
-def read_files(paths: Sequence[Path], allow_unmatched: bool) -> list[LoraFile]:
+def keep_config(config: Command, result: LoraResult) -> None:
+    """Keep the resolved config beside the result."""
+    if not result.dry_run:
+        with replacing(result.save_to.with_suffix(".config.toml")) as temporary:
+            temporary.write_text(resolved_toml(config), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """LoRA files that are used together: those whose ratio is not 0.
+
+    Attributes:
+        paths, files, ratios: one for each.
+        family: that they are made for; None where none of them tells.
+    """
+
+    paths: tuple[Path, ...]
+    files: tuple[LoraFile, ...]
+    ratios: tuple[float, ...]
+    family: str | None
+
+    @property
+    def sources(self) -> list[Source]:
+        """Where a result comes from."""
+        named = zip(self.paths, self.files, self.ratios, strict=True)
+        return [Source(path, file.metadata, ratio) for path, file, ratio in named]
+
+    def sums(self) -> dict[str, Sum]:
+        """The layers that are added up under each key, with their ratios.
+
+        Raises:
+            UserError: a file is of another kind than LoRA.
+        """
+        return by_key(only_loras(self.paths, self.files), self.ratios)
+
+
+def read_files(mixture: Mixture, family: str | None = None) -> Inputs:
     """Read LoRA files that are to be used together.
 
     Args:
-        allow_unmatched: leave out layers that no model has, with a warning.
+        family: of the model that they are for, where that is known.
 
     Raises:
         UserError: a file is broken, has keys that no model has, or they are made for different models.
     """
+    used = [(path, ratio) for path, ratio in zip(mixture.models, mixture.weights, strict=True) if ratio]
+    paths, ratios = (tuple(part) for part in zip(*used, strict=True))
     files = [read_lora(path) for path in paths]
-    family = common_family(paths, files)
-    files = [_known(path, file, family, allow_unmatched) for path, file in zip(paths, files, strict=True)]
+    family = family or common_family(paths, files)
+    files = [_known(path, file, family, mixture.allow_unmatched) for path, file in zip(paths, files, strict=True)]
     sizes: dict[str, tuple[tuple[int, int], Path]] = {}
     for path, file in zip(paths, files, strict=True):
         for key, layer in file.layers.items():
@@ -62,7 +106,7 @@ def read_files(paths: Sequence[Path], allow_unmatched: bool) -> list[LoraFile]:
             if shape != layer.shape:
                 message = f"{key} is made for a weight of {layer.shape}, in {first} it is {shape}"
                 raise UserError(f"{message}; choose LoRAs for the same model", field=str(path))
-    return files
+    return Inputs(paths, tuple(files), ratios, family)
 
 
 def common_family(paths: Sequence[Path], files: Sequence[LoraFile]) -> str | None:
@@ -79,15 +123,26 @@ def common_family(paths: Sequence[Path], files: Sequence[LoraFile]) -> str | Non
 
 
 def _known(path: Path, file: LoraFile, family: str | None, allow_unmatched: bool) -> LoraFile:
-    unmatched = [key for key in file.layers if block_of(key, family) is None]
+    """The file with the keys of its family, which one alone may not tell.
+
+    Raises:
+        UserError: it has keys that no model of the family has.
+    """
+    if file.family not in (None, family):
+        raise UserError(f"is made for {title_of(file.family)}, the model is {title_of(family)}", field=str(path))
+    names = family_keys(file.layers, family)
+    layers = {names[key]: layer for key, layer in file.layers.items()}
+    unmatched = [key for key in layers if block_of(key, family) is None]
     if not unmatched:
-        return file
+        return LoraFile(layers, file.metadata)
     model = "any model" if family is None else f"a {title_of(family)} model"
     message = f"{len(unmatched)} of its keys match no module of {model}: {listing(unmatched)}"
-    if not allow_unmatched or len(unmatched) == len(file.layers):
+    if len(unmatched) == len(layers):
+        raise UserError(message, field=str(path))
+    if not allow_unmatched:
         raise UserError(f"{message}; give --allow_unmatched to leave them out", field=str(path))
     warn(f"{path}: {message}; left out")
-    return LoraFile({key: layer for key, layer in file.layers.items() if key not in set(unmatched)}, file.metadata)
+    return LoraFile({key: layer for key, layer in layers.items() if key not in set(unmatched)}, file.metadata)
 
 
 def only_loras(paths: Sequence[Path], files: Sequence[LoraFile]) -> list[dict[str, LoraLayer]]:
@@ -104,12 +159,7 @@ def only_loras(paths: Sequence[Path], files: Sequence[LoraFile]) -> list[dict[st
     return [file.layers for file in files]
 
 
-def sources_of(paths: Sequence[Path], files: Sequence[LoraFile], ratios: Sequence[float]) -> list[Source]:
-    """Where a result comes from."""
-    return [Source(path, file.metadata, ratio) for path, file, ratio in zip(paths, files, ratios, strict=True)]
-
-
-def check_effect(sums: Iterable[tuple[Sequence[LoraLayer], Sequence[float]]]) -> None:
+def check_effect(sums: Iterable[Sum]) -> None:
     """Refuse a result that changes nothing.
 
     Args:
@@ -173,18 +223,28 @@ def check_range(layers: Mapping[str, Layer], dtype: torch.dtype | None) -> None:
     Raises:
         UserError: naming the first layer.
     """
-    if dtype is None:
-        return
-    largest = torch.finfo(dtype).max
     for key, layer in layers.items():
-        if any(float(factor.abs().max()) > largest for factor in layer.factors.values() if factor.numel()):
-            raise UserError(f"{key} has numbers that do not fit; save in bf16 or float", field="save_precision")
+        for factor in (factor for factor in layer.factors.values() if factor.numel()):
+            largest = float(factor.abs().max())
+            if not largest < float("inf"):
+                raise UserError(f"{key} would have numbers that are too large; lower the ratio", field="ratios")
+            if dtype is not None and largest > torch.finfo(dtype).max:
+                raise UserError(f"{key} has numbers that do not fit; save in bf16 or float", field="save_precision")
 
 
-def arguments_of(metadata: Mapping[str, str]) -> dict[str, object]:
-    """The network's own arguments as a file's metadata has them."""
-    try:
-        found = json.loads(metadata.get("ss_network_args", "{}"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+def rounded(layers: Sequence[LoraLayer], precision: str, field: str = "precision") -> list[LoraLayer]:
+    """Layers in a precision.
+
+    Args:
+        field: the option that asks for it.
+
+    Raises:
+        UserError: numbers do not fit into it.
+    """
+    if precision == "float":
+        return list(layers)
+    dtype = DTYPES[precision]
+    found = [LoraLayer(layer.down.to(dtype), layer.up.to(dtype), layer.alpha) for layer in layers]
+    if not all(bool(torch.isfinite(factor).all()) for layer in found for factor in layer.factors.values()):
+        raise UserError(f"{precision} is too small for these numbers; take bf16 or float", field=field)
+    return found

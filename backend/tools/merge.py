@@ -10,26 +10,25 @@ import torch
 
 from backend.config.lora_tools import MergeLora, Svd
 from backend.errors import UserError
-from backend.lora.algebra import added, by_key, concatenated, distance, shuffled
-from backend.lora.file import LoraFile
+from backend.lora.algebra import added, concatenated, distance, shuffled
 from backend.lora.layer import LoraLayer
 from backend.lora.provenance import merged
 from backend.tables.identity import title_of
-from backend.terminal import track
+from backend.terminal import ended_by_signals, track
 from backend.tools import svd_merge
 from backend.tools.files import (
     DTYPES,
+    Sum,
     by_block,
     check_effect,
     check_target,
-    common_family,
-    only_loras,
+    keep_config,
     read_files,
+    rounded,
     save,
-    sources_of,
 )
 from backend.tools.report import Bars, Report, tell
-from backend.tools.svd_merge import Sum, reduce_all
+from backend.tools.svd_merge import reduce_all
 
 SHUFFLE_SEED = 0
 
@@ -40,34 +39,41 @@ def run(config: MergeLora) -> None:
     Raises:
         UserError: a file is broken or made for another model, ranks cannot be added, or nothing would change.
     """
-    check_target(config.result)
-    files = read_files(config.mixture.models, config.mixture.allow_unmatched)
-    if config.base.sd_model is not None:
-        from backend.tools.merge_checkpoint import merge_into_checkpoint
+    with ended_by_signals():
+        check_target(config.result.save_to, config.result)
+        if config.base.sd_model is None:
+            report = merge_loras(config)
+        else:
+            from backend.tools.merge_checkpoint import merge_into_checkpoint
 
-        merge_into_checkpoint(config, files)
-    else:
-        merge_loras(config, files)
+            report = merge_into_checkpoint(config)
+        keep_config(config, config.result)
+    tell(report)
 
 
-def merge_loras(config: MergeLora, files: Sequence[LoraFile]) -> None:
+def merge_loras(config: MergeLora) -> Report:
     """LoRAs into one LoRA."""
-    mixture, options, result = config.mixture, config.sum, config.result
-    family = common_family(mixture.models, files)
-    check_v2(config, family)
-    # A file at ratio 0 would add ranks and nothing else.
-    used = [number for number, ratio in enumerate(mixture.weights) if ratio]
-    kept = only_loras([mixture.models[number] for number in used], [files[number] for number in used])
-    sums = by_key(kept, [mixture.weights[number] for number in used])
+    options, result = config.sum, config.result
+    inputs = read_files(config.mixture)
+    check_v2(config, inputs.family)
+    sums = inputs.sums()
     check_effect(sums.values())
-    layers, report = summed(sums, config, family) if options.new_rank is None else reduced(sums, config, family)
+    if options.new_rank is None:
+        layers, report = summed(sums, config, inputs.family)
+    else:
+        layers, report = reduced(sums, config, inputs.family)
     if options.shuffle:
         generator = torch.Generator().manual_seed(SHUFFLE_SEED)
         layers = {key: shuffled(layer, generator) for key, layer in layers.items()}
-    metadata = merged(sources_of(mixture.models, files, mixture.weights), layers, family, result.save_to.stem)
-    made = save(result.save_to, result, layers, metadata, DTYPES[options.save_precision or options.precision])
-    title = f"Merged {len(files)} LoRA(s) into {result.save_to.stem}"
-    tell(replace(report, title=title, dry_run=result.dry_run, files=(made,)))
+    metadata = merged(inputs.sources, layers, inputs.family, result.save_to.stem)
+    made = save(result.save_to, result, layers, metadata, DTYPES[saved_as(config)])
+    title = f"Merged {len(inputs.files)} LoRA(s) into {result.save_to.stem}"
+    return replace(report, title=title, dry_run=result.dry_run, files=(made,))
+
+
+def saved_as(config: MergeLora) -> str:
+    """The precision of a LoRA's saved numbers."""
+    return config.sum.save_precision or config.sum.precision
 
 
 def summed(sums: Mapping[str, Sum], config: MergeLora, family: str | None) -> tuple[dict[str, LoraLayer], Report]:
@@ -81,9 +87,15 @@ def summed(sums: Mapping[str, Sum], config: MergeLora, family: str | None) -> tu
 def reduced(sums: Mapping[str, Sum], config: MergeLora, family: str | None) -> tuple[dict[str, LoraLayer], Report]:
     """Every module's sum, reduced to a rank, and a report of what that keeps; see svd_merge.py."""
     options = config.sum
-    svd = Svd(new_rank=options.new_rank, new_conv_rank=options.new_conv_rank, precision=options.precision)
+    svd = Svd(
+        new_rank=options.new_rank,
+        new_conv_rank=options.new_conv_rank,
+        precision=options.precision,
+        save_precision=saved_as(config),
+    )
     found = reduce_all(sums, svd, torch.device("cpu"))
-    return {key: one.layer for key, one in found.items()}, svd_merge.report_of(found, family, Report(""))
+    report = svd_merge.report_of(found, family, saved_as(config), Report(""))
+    return {key: one.layer for key, one in found.items()}, report
 
 
 def combine(
@@ -94,15 +106,13 @@ def combine(
     Raises:
         UserError: the method needs equal ranks.
     """
-    rounded = DTYPES[config.sum.precision]
-    if config.sum.precision != "float":
-        layers = [LoraLayer(one.down.to(rounded), one.up.to(rounded), one.alpha) for one in layers]
+    added_up = rounded(layers, config.sum.precision)
     try:
-        whole = added(layers, ratios) if config.sum.method == "add" else concatenated(layers, ratios)
+        whole = added(added_up, ratios) if config.sum.method == "add" else concatenated(added_up, ratios)
     except ValueError as error:
         message = f"add needs equal ranks, but {key} {error}; use exact, or svd_merge_lora for one rank"
         raise UserError(message, field="method") from None
-    return whole, distance(whole, layers, ratios)
+    return whole, distance(rounded([whole], saved_as(config), "save_precision")[0], layers, ratios)
 
 
 def check_v2(config: MergeLora, family: str | None) -> None:

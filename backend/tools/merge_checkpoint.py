@@ -3,9 +3,7 @@
 Every tensor that no LoRA touches is carried over bit for bit.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,100 +12,106 @@ from backend.config.lora_tools import MergeLora
 from backend.errors import UserError
 from backend.families.storage import PICKLE_SUFFIXES, write_safetensors, write_tensors
 from backend.families.weights import ModelWeights, open_weights
-from backend.lora.file import LoraFile, listing
+from backend.lora.algebra import sum_norm
+from backend.lora.file import listing
 from backend.lora.fit import check_fit
 from backend.lora.layer import Layer, LoraLayer
 from backend.lora.provenance import checkpoint_with
-from backend.tables.identity import title_of
 from backend.terminal import track, warn
-from backend.tools.files import DTYPES, by_block, check_effect, common_family, sources_of
+from backend.tools.files import DTYPES, Inputs, by_block, read_files
 from backend.tools.merge import check_v2
-from backend.tools.report import Bars, Made, Report, tell
+from backend.tools.report import Bars, Made, Report
 
-# Rough size of a checkpoint's header and of a pickle's index, per tensor.
-OVERHEAD = 150
+# Rough size of a checkpoint's header, per tensor.
+HEADER = 150
 
 # What is added to a tensor: the slot's key, the layer and its ratio.
 Change = tuple[str, Layer, float]
 
 
-def merge_into_checkpoint(config: MergeLora, files: Sequence[LoraFile]) -> None:
-    """The command `merge_lora` with `--sd_model`.
+def merge_into_checkpoint(config: MergeLora) -> Report:
+    """The command `merge_lora` with `--sd_model`; says what was made.
 
     Raises:
         UserError: the model or a LoRA is broken, they do not fit each other, or nothing would change.
     """
-    mixture, result = config.mixture, config.result
+    result = config.result
     weights = open_weights(config.base.sd_model)
     check_v2(config, weights.family)
-    common_family(mixture.models, files)
-    changes = changes_of(config, files, weights)
-    dtype = None if config.sum.save_precision is None else DTYPES[config.sum.save_precision]
-    title = result.save_to.stem
-    metadata = checkpoint_with(weights.metadata, sources_of(mixture.models, files, mixture.weights), title)
-    norms: Counter[str] = Counter()
-    shapes = {name: (_type(tensor, dtype), tuple(tensor.shape)) for name, tensor in weights.tensors.items()}
+    inputs = read_files(config.mixture, weights.family)
+    changes = changes_of(inputs, weights, config.mixture.allow_unmatched)
+    save_as = None if config.sum.save_precision is None else DTYPES[config.sum.save_precision]
+    compute = DTYPES[config.sum.precision]
+
+    def value_of(name: str) -> Tensor:
+        return merged_tensor(weights, changes, compute, save_as, name)
+
+    check_effect_on(weights, changes, value_of)
+    metadata = checkpoint_with(weights.metadata, inputs.sources, result.save_to.stem)
+    shapes = {name: (type_of(tensor, save_as), tuple(tensor.shape)) for name, tensor in weights.tensors.items()}
     if result.dry_run:
         size = sum(kind.itemsize * torch.Size(shape).numel() for kind, shape in shapes.values())
-        made = Made(str(result.save_to), size + OVERHEAD * len(shapes))
-        _add_norms(norms, weights, changes)
+        made = Made(str(result.save_to), size + HEADER * len(shapes))
     else:
-        compute = DTYPES[config.sum.precision]
-        value_of = partial(merged_tensor, weights, changes, compute, dtype, norms)
-        progress = iter(track(range(len(shapes)), "merging", len(shapes)))
-
-        def next_tensor(name: str) -> Tensor:
-            next(progress)
-            return value_of(name)
-
-        if result.save_to.suffix.lower() in PICKLE_SUFFIXES:
-            # A pickle is one object, so all of it has to be in memory.
-            write_tensors(result.save_to, {name: next_tensor(name) for name in shapes}, None, {})
-        else:
-            kept = {"format": "pt"} if result.no_metadata else metadata
-            write_safetensors(result.save_to, shapes, next_tensor, kept)
-        next(progress, None)
+        write(config, shapes, value_of, metadata)
         made = Made(str(result.save_to), result.save_to.stat().st_size)
-    tell(report_of(weights, changes, norms, Report(_title(config), result.dry_run, (made,))))
+    title = f"Merged {len(inputs.files)} LoRA(s) into a copy of {config.base.sd_model}"
+    return report_of(weights, changes, Report(title, result.dry_run, (made,)))
 
 
-def changes_of(config: MergeLora, files: Sequence[LoraFile], weights: ModelWeights) -> dict[str, list[Change]]:
+def changes_of(inputs: Inputs, weights: ModelWeights, allow_unmatched: bool) -> dict[str, list[Change]]:
     """What is added to each tensor, by its name.
 
     Raises:
-        UserError: a LoRA is made for another model, has keys that match nothing, or nothing would change.
+        UserError: a LoRA is made for another model, or has keys that match nothing.
     """
-    mixture, shapes = config.mixture, weights.shapes
+    shapes = weights.shapes
     changes: dict[str, list[Change]] = {}
-    for path, file, ratio in zip(mixture.models, files, mixture.weights, strict=True):
-        if file.family not in (None, weights.family):
-            theirs, ours = title_of(file.family), title_of(weights.family)
-            raise UserError(f"is made for {theirs}, the model is {ours}", field=str(path))
+    for path, file, ratio in zip(inputs.paths, inputs.files, inputs.ratios, strict=True):
         layers = dict(file.layers)
         unmatched = [key for key in layers if key not in shapes]
-        if unmatched and mixture.allow_unmatched and len(unmatched) < len(layers):
+        if unmatched and allow_unmatched and len(unmatched) < len(layers):
             warn(f"{path}: {len(unmatched)} of its keys match nothing in the model: {listing(unmatched)}; left out")
             layers = {key: layer for key, layer in layers.items() if key in shapes}
         check_fit(layers, shapes, str(path))
         for key, layer in layers.items():
-            if ratio:
-                changes.setdefault(weights.slots[key].name, []).append((key, layer, ratio))
-    check_changes(changes)
+            changes.setdefault(weights.slots[key].name, []).append((key, layer, ratio))
     return changes
 
 
-def check_changes(changes: Mapping[str, list[Change]]) -> None:
-    """Refuse changes that come to nothing; of kinds other than LoRA it is only seen whether they are zero."""
-    sums: dict[str, tuple[list[LoraLayer], list[float]]] = {}
-    for key, layer, ratio in (change for own in changes.values() for change in own):
-        if not isinstance(layer, LoraLayer):
-            if float(layer.norm()):
-                return
-            continue
-        layers, ratios = sums.setdefault(key, ([], []))
-        layers.append(layer)
-        ratios.append(ratio)
-    check_effect(sums.values())
+def check_effect_on(
+    weights: ModelWeights, changes: Mapping[str, list[Change]], value_of: Callable[[str], Tensor]
+) -> None:
+    """Refuse a merge after which every number is what it was; mostly the first tensor tells.
+
+    Raises:
+        UserError: so it is.
+    """
+    if not any(bool((value_of(name) != weights.tensors[name]).any()) for name in changes):
+        message = "would change nothing: the layers are zero, cancel each other out, or are too small for the weights"
+        raise UserError(message, field="models")
+
+
+def write(
+    config: MergeLora,
+    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    value_of: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write the checkpoint, tensor by tensor where its format allows that."""
+    result = config.result
+    progress = track(range(len(shapes)), "merging", len(shapes))
+
+    def told(name: str) -> Tensor:
+        next(progress, None)
+        return value_of(name)
+
+    if result.save_to.suffix.lower() in PICKLE_SUFFIXES:
+        # A pickle is one object, so all of it has to be in memory.
+        write_tensors(result.save_to, {name: told(name) for name in shapes}, None, {})
+    else:
+        write_safetensors(result.save_to, shapes, told, {"format": "pt"} if result.no_metadata else metadata)
+    next(progress, None)
 
 
 @torch.no_grad()
@@ -116,62 +120,90 @@ def merged_tensor(
     changes: Mapping[str, list[Change]],
     compute: torch.dtype,
     save_as: torch.dtype | None,
-    norms: Counter[str],
     name: str,
 ) -> Tensor:
     """A tensor with its changes added, in its own type or in `save_as`.
 
     Args:
         compute: what the sum is computed in.
-        norms: the squared norm of each key's change is noted here.
+
+    Raises:
+        UserError: a number does not fit into the type, or is none.
     """
     tensor = weights.tensors[name]
-    if name in changes:
-        total = tensor.to(compute, copy=True)
-        for key, layer, ratio in changes[name]:
-            norms[key] += ratio**2 * add_delta(weights.slots[key].of(total), layer, ratio)
-        return total.to(_type(tensor, save_as))
-    return tensor.to(_type(tensor, save_as))
+    kind = type_of(tensor, save_as)
+    if name not in changes:
+        if kind != tensor.dtype:
+            check_fits(name, tensor, kind)
+        return tensor.to(kind)
+    total = tensor.to(compute, copy=True)
+    for key, layer, ratio in changes[name]:
+        add_delta(weights.slots[key].of(total), layer, ratio)
+    check_fits(name, total, kind)
+    return total.to(kind)
 
 
-def add_delta(weight: Tensor, layer: Layer, ratio: float) -> float:
-    """weight += ratio * delta, in place; returns the squared norm of delta.
+def check_fits(name: str, tensor: Tensor, kind: torch.dtype) -> None:
+    """Refuse numbers that would become infinite, or are none.
+
+    Raises:
+        UserError: naming the tensor.
+    """
+    if not tensor.numel():
+        return
+    least, most = (float(end) for end in torch.aminmax(tensor))
+    if least != least or most != most:
+        raise UserError(f"{name} has numbers that are none (NaN); the model is of no use", field="sd_model")
+    if max(-least, most) > torch.finfo(kind).max:
+        message = f"{name} has numbers up to {max(-least, most):.3g}, too large for {kind}".replace("torch.", "")
+        raise UserError(f"{message}; lower the ratio, or set another save_precision", field="save_precision")
+
+
+def add_delta(weight: Tensor, layer: Layer, ratio: float) -> None:
+    """weight += ratio * delta, in place.
 
     A LoRA's product goes straight into a float32 weight, without a matrix of its own.
+
+    Raises:
+        UserError: the scale is too large for float32.
     """
+    scale = ratio * layer.alpha / layer.rank
+    if not abs(scale) <= torch.finfo(torch.float32).max:
+        raise UserError(f"a layer's alpha of {layer.alpha:g} is too large", field="models")
     if isinstance(layer, LoraLayer) and weight.dtype == torch.float32 and weight.is_contiguous():
         up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
-        weight.view(weight.shape[0], -1).addmm_(up, down, alpha=ratio * layer.alpha / layer.rank)
+        weight.view(weight.shape[0], -1).addmm_(up, down, alpha=scale)
     else:
         weight += (ratio * layer.delta()).to(weight.dtype).view_as(weight)
-    return float(layer.norm()) ** 2
 
 
-def _type(tensor: Tensor, save_as: torch.dtype | None) -> torch.dtype:
+def type_of(tensor: Tensor, save_as: torch.dtype | None) -> torch.dtype:
+    """The type that a tensor is saved in."""
     return save_as if save_as is not None and tensor.is_floating_point() else tensor.dtype
 
 
-def _add_norms(norms: Counter[str], weights: ModelWeights, changes: Mapping[str, list[Change]]) -> None:
-    for own in changes.values():
-        for key, layer, ratio in own:
-            norms[key] += (ratio * float(layer.norm())) ** 2
+def norm_of(layers: Sequence[Layer], ratios: Sequence[float]) -> float:
+    """Frobenius norm of a module's whole change."""
+    if len(layers) == 1:
+        return abs(ratios[0]) * float(layers[0].norm())
+    if all(isinstance(layer, LoraLayer) for layer in layers):
+        return sum_norm(layers, ratios)
+    return float(sum(ratio * layer.delta().flatten(1) for layer, ratio in zip(layers, ratios, strict=True)).norm())
 
 
-def _title(config: MergeLora) -> str:
-    count = len(config.mixture.models)
-    return f"Merged {count} LoRA(s) into a copy of {config.base.sd_model}"
-
-
-def report_of(
-    weights: ModelWeights, changes: Mapping[str, list[Change]], norms: Mapping[str, float], start: Report
-) -> Report:
+def report_of(weights: ModelWeights, changes: Mapping[str, list[Change]], start: Report) -> Report:
     """What the user reads: how much was changed where."""
+    sums: dict[str, tuple[list[Layer], list[float]]] = {}
+    for key, layer, ratio in (change for own in changes.values() for change in own):
+        layers, ratios = sums.setdefault(key, ([], []))
+        layers.append(layer)
+        ratios.append(ratio)
+    norms = {key: norm_of(*one) for key, one in sums.items()}
     blocks = by_block(norms, weights.family)
-    sizes = tuple(sum(norms[key] for key in keys) ** 0.5 for keys in blocks.values())
+    sizes = tuple(sum(norms[key] ** 2 for key in keys) ** 0.5 for keys in blocks.values())
     rows = tuple((name, str(len(keys)), f"{size:.4g}") for (name, keys), size in zip(blocks.items(), sizes))
-    facts = (
-        ("tensors changed", f"{len(changes)} of {len(weights.tensors)}"),
-        ("modules", str(len(norms))),
-    )
+    facts = (("tensors changed", f"{len(changes)} of {len(weights.tensors)}"), ("modules", str(len(norms))))
     bars = Bars("Size of the change by block (Frobenius norm)", tuple(blocks), sizes)
-    return Report(start.title, start.dry_run, start.files, facts, ("block", "modules", "norm"), rows, bars)
+    return Report(
+        start.title, start.dry_run, start.files, facts, columns=("block", "modules", "norm"), rows=rows, bars=bars
+    )

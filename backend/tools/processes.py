@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from types import FrameType
 from typing import TypeVar
 
 import cv2
@@ -20,19 +19,6 @@ AHEAD = 2  # what is given out per process, so that none waits for the next
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Within it SIGTERM does what Ctrl-C does, so that work in hand is finished and no process is left behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def in_order(
@@ -118,7 +104,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(before)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -8,6 +8,9 @@ from typing import Any
 from backend import events
 from backend.terminal import say
 
+MODULE_COLUMNS = ("module (least kept)", "rank", "energy kept")
+# Modules that the terminal shows; the page has them all.
+LEAST = 10
 UNITS = ("B", "kB", "MB", "GB")
 
 
@@ -66,6 +69,7 @@ class Report:
         files: what was written, or would be.
         facts: pairs of name and text.
         columns, rows: a table of texts; may be empty.
+        modules: the same for each module: its key, rank and share of energy kept; may be empty.
         bars, curve: numbers to be drawn, if there are any.
         notes: lines that the user should read.
     """
@@ -76,6 +80,7 @@ class Report:
     facts: tuple[tuple[str, str], ...] = ()
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
+    modules: tuple[tuple[str, str, str], ...] = ()
     bars: Bars | None = None
     curve: Curve | None = None
     notes: tuple[str, ...] = field(default=())
@@ -98,6 +103,9 @@ def as_text(report: Report) -> str:
     lines += [f"  {name:<{width}}  {text}" for name, text in report.facts]
     if report.rows:
         lines += ["", *_table(report.columns, report.rows)]
+    if report.modules:
+        least = sorted(report.modules, key=lambda row: float(row[2].split()[0]))[:LEAST]
+        lines += ["", *_table(MODULE_COLUMNS, least)]
     if report.curve:
         curve = report.curve
         rows = [
@@ -109,6 +117,11 @@ def as_text(report: Report) -> str:
         verb = "would write" if report.dry_run else "wrote"
         lines += ["", *(_file_line(verb, made) for made in report.files)]
     return "\n".join([*lines, *(f"Note: {note}" for note in report.notes)])
+
+
+def percent(share: float) -> str:
+    """A share for people."""
+    return f"{100 * share:.4g} %"
 
 
 def size_text(size: float) -> str:

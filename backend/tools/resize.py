@@ -18,8 +18,8 @@ from backend.data.decode import cpu_count
 from backend.errors import UserError
 from backend.tables.buckets import Size
 from backend.tables.resizing import count_buckets, target_size
-from backend.terminal import track, warn
-from backend.tools.processes import ended_by_sigterm, in_order
+from backend.terminal import ended_by_signals, track, warn
+from backend.tools.processes import in_order
 from backend.tools.report import Bars, Made, Report, tell
 from backend.tools.resize_picture import Look, Outcome, Task, copy, make
 from backend.tools.resize_plan import Plan, make_plan, names_of
@@ -36,7 +36,7 @@ Done = Sequence[tuple[Task, Outcome]]
 
 def run(config: ResizeImages) -> None:
     """The command `resize_images_to_resolution`."""
-    with ended_by_sigterm():
+    with ended_by_signals():
         tell(resize(config.pictures))
 
 
@@ -125,7 +125,7 @@ def report(options: Resizing, plan: Plan, done: Done, broken: Sequence[tuple[Pat
         ),
         ("size", "pictures", "skipped", "width x height"),
         tuple((name, str(number), str(skipped), sizes) for name, number, skipped, sizes in rows),
-        _bars(made) if count else None,
+        bars=_bars(made) if count else None,
         notes=tuple(_notes(options, plan, done, broken)),
     )
 

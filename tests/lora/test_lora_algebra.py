@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.lora.algebra import added, by_key, concatenated, cut, decompose, distance, shuffled, side_by_side
+from backend.lora.algebra import added, by_key, concatenated, cut, decompose, distance, shuffled, side_by_side, vanishes
 from backend.lora.layer import LoraLayer
 
 LINEAR, POINT, CONV = ((), ()), ((1, 1), (1, 1)), ((3, 3), (1, 1))
@@ -106,11 +106,25 @@ def test_the_rank_for_a_share() -> None:
 def test_clamping_is_asked_for_and_cuts_the_largest_numbers() -> None:
     one = layer(4, 4.0)
     spectrum = decompose(*side_by_side([one], [1.0]))
-    free, held = cut(spectrum, 4, [one]), cut(spectrum, 4, [one], 0.9)
-    everything = torch.cat([free.up.flatten(), free.down.flatten()]).abs()
+    held = cut(spectrum, 4, [one], 0.9)
+    everything = torch.cat([(spectrum.left * spectrum.values).flatten(), spectrum.right.flatten()]).abs()
     highest = everything.quantile(0.9, interpolation="nearest")
     assert float(held.up.abs().max()) == pytest.approx(float(highest), rel=0.05)
     assert (everything > held.up.abs().max() * (1 + 1e-9)).sum() == pytest.approx(0.1 * everything.numel(), abs=1)
+
+
+def test_no_factor_of_a_cut_is_larger_than_the_other() -> None:
+    one = LoraLayer(torch.randn(4, 20, dtype=DOUBLE) * 1e-5, torch.randn(24, 4, dtype=DOUBLE) * 1e5, 4.0)
+    short = cut(decompose(*side_by_side([one], [1.0])), 4, [one])
+    assert float(short.up.norm() / short.down.norm()) == pytest.approx(1, rel=1e-6)
+
+
+def test_sums_that_are_nothing() -> None:
+    one, other = layer(4, 2.0, seed=1), layer(4, 2.0, seed=2)
+    assert vanishes([([one, one], [0.7, -0.7])]) and vanishes([([layer(4, 0.0)], [1.0])]) and vanishes([])
+    assert not vanishes([([one, one], [0.7, -0.7]), ([one, other], [0.7, -0.7])])
+    huge = LoraLayer(one.down * 1e200, one.up * 1e200, 2.0)
+    assert not vanishes([([huge], [1.0])])
 
 
 def test_shuffling_changes_no_delta() -> None:

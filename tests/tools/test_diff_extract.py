@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from backend import events
 from backend.__main__ import main
+from backend.families.weights import open_weights
 from backend.lora.file import read_lora
 from backend.lora.metadata import file_hashes
 from tests.tools.loras import FAMILIES, Files, deltas
@@ -53,14 +54,45 @@ def test_every_module_is_within_half_a_percent_of_the_optimum(files: Files, tmp_
     source = files.checkpoint("sd1", dtype=torch.float32)
     tuned = changed(source, tmp_path / "t.safetensors", {"weight$": 0.05})
     assert extract(source, tuned, tmp_path / "o.safetensors", "--dim", 6, "--conv_dim", 3) == 0
-    before, after, layers = load_file(source), load_file(tuned), read_lora(tmp_path / "o.safetensors").layers
-    name = "model.diffusion_model.middle_block.0.in_layers.2.weight"
-    key = "lora_unet_mid_block_resnets_0_conv1"
-    made = deltas(tmp_path / "o.safetensors")
-    difference = (after[name].double() - before[name].double()).flatten(1)
-    least = torch.linalg.svdvals(difference)[3:].norm()
-    assert layers[key].rank == 3 and float((difference - made[key]).norm()) <= 1.005 * float(least)
+    before, after, layers = open_weights(source), open_weights(tuned), read_lora(tmp_path / "o.safetensors").layers
+    for key, delta in deltas(tmp_path / "o.safetensors").items():
+        difference = (after.weight(key).double() - before.weight(key).double()).flatten(1)
+        least = torch.linalg.svdvals(difference)[layers[key].rank :].norm()
+        assert float((difference - delta).norm()) <= 1.005 * float(least), key
     assert len(layers) == 291 and {layer.rank for layer in layers.values()} == {3, 6}
+
+
+def test_a_matrix_in_one_model_and_a_1x1_convolution_in_the_other(files: Files, tmp_path: Path) -> None:
+    lora, source = files.lora("p", "sd2"), files.checkpoint("sd2", dtype=torch.float32)
+    tensors = load_file(source)
+    wide = {name: tensor[..., None, None] for name, tensor in tensors.items()
+            if re.search(r"\.1\.proj_(in|out)\.weight", name)}  # fmt: skip
+    save_file({name: t.contiguous() for name, t in (tensors | wide).items()}, tmp_path / "wide.safetensors")
+    assert merge(tmp_path / "tuned.safetensors", [lora], [0.8], "--sd_model", source) == 0
+    pairs = [(source, tmp_path / "tuned.safetensors"), (tmp_path / "wide.safetensors", tmp_path / "tuned.safetensors")]
+    for original, tuned in pairs:
+        more = ["--dim", 4, "--min_diff", 0, "--overwrite"]
+        assert extract(original, tuned, tmp_path / "o.safetensors", *more) == 0
+        assert_close(deltas(tmp_path / "o.safetensors"), wanted([lora], [0.8]), 2e-4)
+
+
+def test_the_report_is_of_the_file_as_it_is_saved(files: Files, tmp_path: Path, monkeypatch) -> None:
+    source = files.checkpoint("sd1", dtype=torch.float32)
+    tuned = changed(source, tmp_path / "t.safetensors", {"attn1.to_q.weight": 0.1})
+    monkeypatch.setenv(events.VARIABLE, str(tmp_path / "events.jsonl"))
+    for number, more in enumerate((["--clamp_quantile", 0.5], ["--save_precision", "bf16"])):
+        assert extract(source, tuned, tmp_path / f"{number}.safetensors", "--dim", 8, *more) == 0
+        report = [one for one in events.read(tmp_path / "events.jsonl")[0] if one["event"] == "report"][-1]
+        before, after = load_file(source), load_file(tuned)
+        made, lost, total = deltas(tmp_path / f"{number}.safetensors"), 0.0, 0.0
+        name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+        key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+        difference = after[name].double() - before[name].double()
+        lost, total = float((difference - made[key]).square().sum()), float(difference.square().sum())
+        told = {module: float(kept.split()[0]) for module, _, kept in report["modules"]}
+        assert told[key] == pytest.approx(100 * (1 - lost / total), abs=0.02)
+        sizes = dict(zip(report["curve"]["ranks"], report["curve"]["bytes"], strict=True))
+        assert sizes[8] == pytest.approx(report["files"][0]["bytes"], rel=0.08)
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ""], ids=["ckpt", "folder"])
@@ -113,9 +145,13 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing(files: Files, tmp_path:
     sd1, xl, sd2 = (files.checkpoint(family) for family in ("sd1", "sdxl", "sd2"))
     nan = changed(sd1, tmp_path / "nan.safetensors", {"attn1.to_q.weight": float("nan")})
     small = changed(sd1, tmp_path / "small.safetensors", {"transformer.text_model.*weight": 0.004})
+    norms = changed(sd1, tmp_path / "norms.safetensors", {"norm1.weight": 0.5})
     cases = [
-        (sd1, sd1, [], "model_tuned: .* do not differ in anything that this LoRA could carry"),
-        (sd1, small, [], "do not differ in anything that this LoRA could carry .*min_diff"),
+        (sd1, sd1, [], "model_tuned: .* are identical; choose a model that was tuned"),
+        (files.checkpoint("sd1", dtype=torch.float32), sd1, [], "are identical; choose a model that was tuned"),
+        (sd1, norms, [], "are identical in what this LoRA can carry .differ too, .* norms"),
+        (sd1, small, [], "differ in text encoders alone, by less than min_diff; lower min_diff"),
+        (nan, sd1, [], "model_org: has numbers that are not finite"),
         (sd1, xl, [], "model_tuned: is Stable Diffusion XL, but .* is Stable Diffusion 1"),
         (sd1, sd1, ["--v2"], "v2: is set, but the models are Stable Diffusion 1"),
         (sd2, sd2, ["--sdxl"], "sdxl: is set, but the models are Stable Diffusion 2"),

@@ -22,7 +22,7 @@ def extract(source: Path, target: Path, *more: str) -> int:
 def test_one_file_per_rank_and_the_full_one(files: Files, tmp_path: Path, arguments: dict) -> None:
     source = files.dylora(f"dy{len(arguments)}", 8, 2, **arguments)
     assert extract(source, tmp_path / "out.safetensors") == 0
-    names = sorted(path.name for path in tmp_path.iterdir())
+    names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert names == [f"out-{rank:04d}.safetensors" for rank in (2, 4, 6, 8)]
     whole = read_lora(source).layers
     for rank in (2, 4, 6, 8):
@@ -99,8 +99,39 @@ def test_nothing_is_replaced_unless_asked_and_a_dry_run_writes_nothing(files: Fi
     assert extract(source, tmp_path / "out.safetensors") == 2
     assert "out-0008.safetensors exists; give --overwrite" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out-0008.safetensors"]
-    assert extract(source, tmp_path / "out.safetensors", "--dry_run") == 0
+    assert extract(source, tmp_path / "other.safetensors", "--dry_run") == 0
     told = capsys.readouterr().out
     assert "would write" in told and (tmp_path / "out-0008.safetensors").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
     assert extract(source, tmp_path / "out.safetensors", "--overwrite") == 0
     assert len(deltas(tmp_path / "out-0008.safetensors")) > 200
+
+
+def test_all_files_or_none_and_never_the_source(files: Files, tmp_path: Path, monkeypatch, capsys) -> None:
+    source = files.dylora("whole", 8, 2)
+    written = []
+
+    def fail(path: Path, *_rest: object) -> None:
+        path.write_text("x")
+        written.append(path)
+        if len(written) == 3:
+            raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("backend.tools.files.write_lora", fail)
+        patch.setattr("backend.tools.dylora_extract.save", lambda path, *_rest: fail(path))
+        assert extract(source, tmp_path / "out.safetensors") == 2
+    assert "the disk is full" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    own = tmp_path / "dd-0008.safetensors"
+    own.write_bytes(source.read_bytes())
+    assert extract(own, tmp_path / "dd.safetensors", "--overwrite") == 2
+    assert "is the DyLoRA itself" in capsys.readouterr().err and own.read_bytes() == source.read_bytes()
+
+
+def test_hostile_metadata_is_no_accident(files: Files, tmp_path: Path, capsys) -> None:
+    for number, text in enumerate(('["' * 3, "[" * 200_000, '{"unit": "' + "9" * 5000 + '"}', "7")):
+        source = files.dylora(f"hostile{number}", 4, 2, metadata={"ss_network_args": text})
+        assert extract(source, tmp_path / f"{number}.safetensors", "--unit", "2") == 0
+    assert extract(files.dylora("huge", 4, 2, metadata={"ss_network_args": '{"unit": "' + "9" * 5000 + '"}'}),
+                   tmp_path / "h.safetensors") == 2  # fmt: skip
+    assert "unit: must divide the rank 4" in capsys.readouterr().err

@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from backend import events
 from backend.__main__ import main
 from backend.families.base import load_model
 from backend.header import read_header
@@ -216,12 +218,12 @@ def test_wrong_files_are_one_line_and_leave_nothing(files: Files, tmp_path: Path
         ([xl], [1], ["--v2"], "v2: is set, but the files are for Stable Diffusion XL"),
         ([good], [1], [*model, "--v2"], "v2: is set, but the files are for Stable Diffusion 1"),
         ([strange], [1], [], "1 of its keys match no module of any model: lora_unet_nowhere; give --allow_unmatched"),
-        ([strange], [1], model, "1 of its keys match no module of any model"),
+        ([strange], [1], model, "1 of its keys match no module of a Stable Diffusion 1 model"),
         ([nan], [1], model, "not finite"),
         ([zero], [1], model, "models: would change nothing"),
         ([zero], [1], [], "models: would change nothing"),
         ([good, good], [0.7, -0.7], [], "would change nothing: every layer is zero, or they cancel each other out"),
-        ([good, good], [0.7, -0.7], model, "would change nothing: every layer is zero, or they cancel"),
+        ([good, good], [0.7, -0.7], model, "would change nothing: the layers are zero, cancel each other out"),
         ([broken], [1], [], "cut off"),
         ([tmp_path / "none.safetensors"], [1], [], "none.safetensors: cannot be read"),
         ([good, good], [1], [], "ratios: has 1 values for 2 files"),
@@ -231,6 +233,10 @@ def test_wrong_files_are_one_line_and_leave_nothing(files: Files, tmp_path: Path
         ([good], [1], [*model, "--concat"], "concat: is about merging LoRAs into one LoRA"),
         ([good], [1], ["--concat", "--method", "add"], "concat: contradicts method add"),
         ([good], [1], ["--new_rank", "0"], "new_rank: must be at least 1"),
+        ([good], [1e6], model, "save_precision: .* has numbers up to .*, too large for float16"),
+        ([good], [1e-9], model, "would change nothing: the layers are zero, cancel each other out, or are too small"),
+        ([good], [1e7], [], "ratios: must lie between -1e.06 and 1e.06"),
+        ([good], [1], ["--save_to", "/proc/x.safetensors"], "save_to: /proc/x.safetensors cannot be written"),
     ]
     before = sorted(tmp_path.iterdir())
     for models, ratios, more, message in cases:
@@ -289,3 +295,85 @@ def test_merging_loras_imports_neither_diffusers_nor_transformers(files: Files, 
         words = [name, "--models", a, "--save_to", str(tmp_path / f"{name}{len(more)}.safetensors"), *more]
         found = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
         assert found.stdout.splitlines()[-1] == "0 []"
+
+
+def test_a_known_family_decides_what_a_file_alone_leaves_open(files: Files, tmp_path: Path) -> None:
+    """SDXL's U-Net in Diffusers' spelling, with nothing that only SDXL has."""
+    source = files.checkpoint("sdxl", dtype=torch.float32)
+    path, key = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", "input_blocks_4_1_transformer_blocks_0"
+    factors = {"lora_A.weight": torch.ones(1, 64), "lora_B.weight": torch.ones(64, 1)}
+    save_file({f"unet.{path}.{name}": value for name, value in factors.items()}, tmp_path / "open.safetensors")
+    assert merge(tmp_path / "o.safetensors", [tmp_path / "open.safetensors"], [0.5], "--sd_model", source) == 0
+    name = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.weight"
+    before, after = load_file(source), load_file(tmp_path / "o.safetensors")
+    torch.testing.assert_close(after[name], before[name] + 0.5)
+    both = [tmp_path / "open.safetensors", files.lora("p", "sdxl")]
+    assert merge(tmp_path / "both.safetensors", both, [1, 1]) == 0
+    assert read_lora(tmp_path / "both.safetensors").layers[f"lora_unet_{key}_attn1_to_q"].rank == 5
+
+
+def test_norms_of_a_checkpoints_report_are_those_of_the_sum(files: Files, tmp_path: Path, monkeypatch) -> None:
+    models, ratios = [files.lora("p"), files.lora("p")], [1.0, -0.5]
+    monkeypatch.setenv(events.VARIABLE, str(tmp_path / "events.jsonl"))
+    source = files.checkpoint("sd1")
+    assert merge(tmp_path / "o.safetensors", models, ratios, "--sd_model", source) == 0
+    report = next(one for one in events.read(tmp_path / "events.jsonl")[0] if one["event"] == "report")
+    te = sum(float(d.norm() ** 2) for key, d in wanted(models, ratios).items() if key.startswith("lora_te")) ** 0.5
+    assert report["bars"]["values"][0] == pytest.approx(te, rel=1e-5)
+
+
+def test_where_a_file_comes_from_is_kept_through_further_merges(files: Files, tmp_path: Path) -> None:
+    tags = [{"ss_tag_frequency": json.dumps({"10_x": {"cat": count}})} for count in (2, 3)]
+    a, b = (files.lora(f"from{n}", metadata=one) for n, one in enumerate(tags))
+    assert merge(tmp_path / "one.safetensors", [a, b, files.lora("c", alpha=4.0)], [1, 1, 0]) == 0
+    first = read_header(tmp_path / "one.safetensors").metadata
+    assert json.loads(first["ss_tag_frequency"]) == {"10_x": {"cat": 5}}
+    assert [one["file"] for one in json.loads(first["ss_merged_from"])] == [a.name, b.name]
+    assert merge(tmp_path / "two.safetensors", [tmp_path / "one.safetensors", files.lora("p")], [1, 1]) == 0
+    second = json.loads(read_header(tmp_path / "two.safetensors").metadata["ss_merged_from"])
+    assert [one["file"] for one in second[0]["merged_from"]] == [a.name, b.name]
+    assert second[1]["file"] == "sd1_p.safetensors"
+    source = files.checkpoint("sd1")
+    for target, base in (("m", source), ("n", tmp_path / "m.safetensors")):
+        assert merge(tmp_path / f"{target}.safetensors", [a], [1], "--sd_model", base) == 0
+    found = json.loads(read_header(tmp_path / "n.safetensors").metadata["ss_merged_from"])
+    assert [one["file"] for one in found] == [a.name, a.name]
+
+
+def test_the_config_is_kept_beside_the_result(files: Files, tmp_path: Path) -> None:
+    assert merge(tmp_path / "o.safetensors", [files.lora("p")], [0.5]) == 0
+    config = tomllib.loads((tmp_path / "o.config.toml").read_text())
+    assert config["mixture"]["ratios"] == [0.5]
+    assert main(["merge_lora", "--config_file", str(tmp_path / "o.config.toml"), "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_leaves_nothing_half_written(files: Files, tmp_path: Path, name: str) -> None:
+    """The job's Stop sends SIGTERM; it comes here while a tensor is written."""
+    code = f"""
+import os, signal, sys
+from backend.tools import merge_checkpoint as tool
+real = tool.merged_tensor
+names = []
+def slow(*rest):
+    names.append(rest[-1])
+    if len(names) == 400:
+        os.kill(os.getpid(), signal.{name})
+    return real(*rest)
+tool.merged_tensor = slow
+from backend.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+    words = ["merge_lora", "--sd_model", str(files.checkpoint("sd1")), "--models", str(files.lora("p"))]
+    words += ["--save_to", str(tmp_path / "o.safetensors")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 130 and not list(tmp_path.iterdir()) and "Traceback" not in done.stderr
+
+
+def test_tensors_of_any_type_are_carried_over(files: Files, tmp_path: Path) -> None:
+    strange = {"x.a": torch.arange(3).to(torch.uint16), "x.b": torch.ones(2, dtype=torch.complex64),
+               "x.c": torch.ones(4).to(torch.float8_e5m2)}  # fmt: skip
+    save_file(load_file(files.checkpoint("sd1")) | strange, tmp_path / "s.safetensors")
+    assert merge(tmp_path / "o.safetensors", [files.lora("p")], [1], "--sd_model", tmp_path / "s.safetensors") == 0
+    made = load_file(tmp_path / "o.safetensors")
+    assert all(torch.equal(made[name].view(torch.uint8), tensor.view(torch.uint8)) for name, tensor in strange.items())

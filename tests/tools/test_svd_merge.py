@@ -66,6 +66,8 @@ def test_ranks_by_energy(files: Files, tmp_path: Path) -> None:
             assert layer.rank == 1 or float(shares[layer.rank - 2]) < share
             ranks.add(layer.rank)
         assert len(ranks) > 1 and read_header(target).metadata["ss_network_dim"] == "Dynamic"
+    assert svd(tmp_path / "all.safetensors", [model], [1], "--dynamic", "energy=1") == 0
+    assert {layer.rank for layer in read_lora(tmp_path / "all.safetensors").layers.values()} == {12}
     assert svd(tmp_path / "o.safetensors", [model], [1], "--new_rank", 3, "--dynamic", "energy=0.95") == 0
     assert {layer.rank for layer in read_lora(tmp_path / "o.safetensors").layers.values()} == {3}
 
@@ -120,6 +122,19 @@ def test_clamping_precision_and_device(files: Files, tmp_path: Path, capsys) -> 
     assert "device: must be cpu or cuda" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [["--clamp_quantile", 0.5], ["--precision", "bf16"], ["--save_precision", "bf16"]])
+def test_the_report_is_of_the_file_as_it_is_saved(files: Files, tmp_path: Path, monkeypatch, more: list) -> None:
+    model = files.lora("wide", rank=12, alpha=12.0)
+    monkeypatch.setenv(events.VARIABLE, str(tmp_path / "events.jsonl"))
+    assert svd(tmp_path / "o.safetensors", [model], [1], "--new_rank", 12, *more) == 0
+    report = next(event for event in events.read(tmp_path / "events.jsonl")[0] if event["event"] == "report")
+    made, total = deltas(tmp_path / "o.safetensors"), wanted([model], [1])
+    lost = sum(float((made[key] - total[key]).square().sum()) for key in total)
+    error = (lost / sum(float(delta.square().sum()) for delta in total.values())) ** 0.5
+    assert float(dict(report["facts"])["error"].split()[0]) == pytest.approx(100 * error, rel=0.02) and error > 1e-3
+    assert len(report["modules"]) == len(total)
+
+
 def test_what_cannot_work_is_one_line(files: Files, tmp_path: Path, capsys) -> None:
     model, good = files.model("sd1"), files.lora("p")
     hada = tmp_path / "hada.safetensors"
@@ -127,12 +142,14 @@ def test_what_cannot_work_is_one_line(files: Files, tmp_path: Path, capsys) -> N
     network.save_weights(hada)
     huge = tmp_path / "huge.safetensors"
     layers = read_lora(good).layers
-    write_lora(huge, {f"{key}.lora_{name}.weight": factor * 1e4 for key, layer in layers.items()
+    write_lora(huge, {f"{key}.lora_{name}.weight": factor * 1e7 for key, layer in layers.items()
                       for name, factor in layer.factors.items()})  # fmt: skip
     cases = [
         ([hada], [1], [], "is a LoHa, whose sum with others is no LoRA"),
-        ([huge], [1], ["--save_precision", "fp16"], "save_precision: lora_.* has numbers that do not fit"),
+        ([huge], [1], ["--save_precision", "fp16"], "save_precision: fp16 is too small for these numbers"),
         ([good], [1], ["--dynamic", "energy=2"], 'dynamic: must be "energy="'),
+        ([huge], [1], ["--precision", "fp16"], "precision: fp16 is too small for these numbers"),
+        ([good], [1], ["--device", "meta"], 'device: must be cpu or cuda, got "meta"'),
         ([good], [1], ["--new_rank", 0], "new_rank: must be at least 1"),
         ([good, good], [1], [], "ratios: has 1 values for 2 files"),
     ]
