@@ -50,6 +50,8 @@ def merge_into_checkpoint(config: MergeLora) -> Report:
     metadata = checkpoint_with(weights.metadata, inputs.sources, result.save_to.stem)
     shapes = {name: (type_of(tensor, save_as), tuple(tensor.shape)) for name, tensor in weights.tensors.items()}
     if result.dry_run:
+        for name in track(changes, "checking", len(changes)):
+            value_of(name)  # refuses numbers that do not fit
         size = sum(kind.itemsize * torch.Size(shape).numel() for kind, shape in shapes.values())
         made = Made(str(result.save_to), size + HEADER * len(shapes))
     else:
