@@ -200,6 +200,23 @@ def test_several_loras_of_other_spellings_and_kinds_into_one_checkpoint(files: F
     torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_files_for_different_families_are_refused_by_name(tmp_path: Path, capsys) -> None:
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    files = []
+    for width in (768, 1024):
+        files.append(tmp_path / f"{width}.safetensors")
+        save_file(
+            {f"{key}.lora_down.weight": torch.ones(1, width), f"{key}.lora_up.weight": torch.ones(8, 1)}, files[-1]
+        )
+    assert merge(tmp_path / "o.safetensors", files, [1, 1]) == 2
+    error = capsys.readouterr().err
+    assert re.search(
+        "models: are made for different models: .* for Stable Diffusion 1, .* for Stable Diffusion 2", error
+    )
+    assert main(["svd_merge_lora", "--save_to", str(tmp_path / "o.pt"), "--models", *map(str, files)]) == 2
+    assert "are made for different models" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("dry", [False, True])
 def test_wrong_files_are_one_line_and_leave_nothing(files: Files, tmp_path: Path, capsys, dry: bool) -> None:
     good, xl, source = files.lora("p"), files.lora("b", "sdxl", 3, 3.0), files.checkpoint("sd1")
