@@ -68,11 +68,15 @@ def backend(*words: object) -> list[str]:
     return [sys.executable, "-m", "backend", *map(str, words)]
 
 
-def paired(ours: list[str], theirs: list[str], pairs: int) -> tuple[list[float], list[float], float]:
-    """Seconds of both, run in turns, and our highest memory."""
+def paired(
+    ours: list[str], theirs: list[str], pairs: int, made: tuple[Path, ...] = ()
+) -> tuple[list[float], list[float], float]:
+    """Seconds of both, run in turns, and our highest memory; files that they make are not there before."""
     own, other, memory = [], [], 0.0
     for number in range(pairs):
         for which in (ours, theirs) if number % 2 else (theirs, ours):
+            for path in made:
+                path.unlink(missing_ok=True)
             seconds, peak = measured(which)
             if which is ours:
                 own.append(seconds)
@@ -165,11 +169,12 @@ def merge(folder: Path, pairs: int) -> list[str]:
     """One LoRA into a checkpoint."""
     original, result = folder / "original.safetensors", folder / "merged.safetensors"
     command = backend("merge_lora", "--sd_model", original, "--models", folder / "rank32.safetensors")
-    command += ["--ratios", "0.8", "--save_to", str(result), "--overwrite"]
+    command += ["--ratios", "0.8", "--save_to", str(result)]
     copy = [*PYTHON, COPY, str(original), str(folder / "copy.safetensors")]
-    ours, theirs, memory = paired(command, copy, pairs)
-    for path in (result, folder / "copy.safetensors"):
-        path.unlink()
+    made = (result, folder / "copy.safetensors")
+    ours, theirs, memory = paired(command, copy, pairs, made)
+    for path in made:
+        path.unlink(missing_ok=True)
     return row("merge_lora into 2.1 GB", ours, theirs, "import torch, copy", memory)
 
 

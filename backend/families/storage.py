@@ -85,7 +85,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 def write_safetensors(
     path: Path,
     shapes: Mapping[str, tuple[torch.dtype, Iterable[int]]],
-    tensor: Callable[[str], Tensor],
+    tensor: Callable[[str], Tensor | Iterator[Tensor]],
     metadata: Mapping[str, str],
 ) -> None:
     """Write a safetensors file one tensor at a time, so that no second copy of a model is ever in memory.
@@ -93,7 +93,8 @@ def write_safetensors(
     Args:
         path: file to replace; written to a temporary name first.
         shapes: type and shape of each tensor.
-        tensor: called once per name, in the file's order; must fit what `shapes` says.
+        tensor: called once per name, in the file's order; the whole tensor, or blocks of its rows one after another.
+            They must fit what `shapes` says.
         metadata: strings for the header.
     """
     entries = entries_of(shapes)
@@ -101,10 +102,17 @@ def write_safetensors(
 
     def pieces() -> Iterator[memoryview]:
         for name in entries:
-            value = tensor(name)
-            if (value.dtype, tuple(value.shape)) != (shapes[name][0], tuple(shapes[name][1])):
-                raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}, announced as {shapes[name]}")
-            yield bytes_of(value)
+            value, count = tensor(name), 0
+            dtype, shape = shapes[name][0], torch.Size(shapes[name][1])
+            if isinstance(value, Tensor) and value.shape != shape:
+                raise ValueError(f"{name} is {tuple(value.shape)}, announced as {tuple(shape)}")
+            for block in [value] if isinstance(value, Tensor) else value:
+                count += block.numel()
+                if block.dtype != dtype or count > shape.numel():
+                    raise ValueError(f"{name} has {count} numbers of {block.dtype}, announced as {shape} {dtype}")
+                yield bytes_of(block)
+            if count != shape.numel():
+                raise ValueError(f"{name} has {count} numbers, announced as {tuple(shape)}")
 
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(pack_header(head | entries))

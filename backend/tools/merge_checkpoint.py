@@ -3,7 +3,8 @@
 Every tensor that no LoRA touches is carried over bit for bit.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,11 +21,15 @@ from backend.lora.provenance import checkpoint_with
 from backend.terminal import track, warn
 from backend.tools.files import DTYPES, Inputs, by_block, read_files
 from backend.tools.merge import check_v2
+from backend.tools.parallel import one_core_free
 from backend.tools.report import Bars, Made, Report
 
 # Rough size of a checkpoint's header, per tensor.
 HEADER = 150
 
+# Numbers of a block: in float32 half of what the C library keeps for the next one.
+BLOCK = 1 << 22
+Blocks = Callable[[str], Iterator[Tensor]]
 # What is added to a tensor: the slot's key, the layer and its ratio.
 Change = tuple[str, Layer, float]
 
@@ -43,19 +48,20 @@ def merge_into_checkpoint(config: MergeLora) -> Report:
     save_as = None if config.sum.save_precision is None else DTYPES[config.sum.save_precision]
     compute = DTYPES[config.sum.precision]
 
-    def value_of(name: str) -> Tensor:
-        return merged_tensor(weights, changes, compute, save_as, name)
+    def blocks_of(name: str) -> Iterator[Tensor]:
+        return merged_blocks(weights, changes, compute, save_as, name)
 
-    check_effect_on(weights, changes, value_of)
+    check_effect_on(weights, changes, blocks_of)
     metadata = checkpoint_with(weights.metadata, inputs.sources, result.save_to.stem)
     shapes = {name: (type_of(tensor, save_as), tuple(tensor.shape)) for name, tensor in weights.tensors.items()}
     if result.dry_run:
         for name in track(changes, "checking", len(changes)):
-            value_of(name)  # refuses numbers that do not fit
+            for _ in blocks_of(name):  # refuses numbers that do not fit
+                pass
         size = sum(kind.itemsize * torch.Size(shape).numel() for kind, shape in shapes.values())
         made = Made(str(result.save_to), size + HEADER * len(shapes))
     else:
-        write(config, shapes, value_of, metadata)
+        write(config, shapes, blocks_of, metadata)
         made = Made(str(result.save_to), result.save_to.stat().st_size)
     title = f"Merged {len(inputs.files)} LoRA(s) into a copy of {config.base.sd_model}"
     return report_of(weights, changes, Report(title, result.dry_run, (made,)))
@@ -81,50 +87,63 @@ def changes_of(inputs: Inputs, weights: ModelWeights, allow_unmatched: bool) -> 
     return changes
 
 
-def check_effect_on(
-    weights: ModelWeights, changes: Mapping[str, list[Change]], value_of: Callable[[str], Tensor]
-) -> None:
+def check_effect_on(weights: ModelWeights, changes: Mapping[str, list[Change]], blocks_of: Blocks) -> None:
     """Refuse a merge after which every number is what it was; mostly the first tensor tells.
 
     Raises:
         UserError: so it is.
     """
-    if not any(bool((value_of(name) != weights.tensors[name]).any()) for name in changes):
-        message = "would change nothing: the layers are zero, cancel each other out, or are too small for the weights"
-        raise UserError(message, field="models")
+    for name in changes:
+        first, tensor = 0, weights.tensors[name]
+        for block in blocks_of(name):
+            if not torch.equal(block, tensor[first : first + len(block)].to(block.dtype)):
+                return
+            first += len(block)
+    message = "would change nothing: the layers are zero, cancel each other out, or are too small for the weights"
+    raise UserError(message, field="models")
 
 
 def write(
     config: MergeLora,
     shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-    value_of: Callable[[str], Tensor],
+    blocks_of: Blocks,
     metadata: Mapping[str, str],
 ) -> None:
-    """Write the checkpoint, tensor by tensor where its format allows that."""
+    """Write the checkpoint, block by block where its format allows that."""
     result = config.result
     progress = track(range(len(shapes)), "merging", len(shapes))
 
-    def told(name: str) -> Tensor:
+    def told(name: str) -> Iterator[Tensor]:
         next(progress, None)
-        return value_of(name)
+        return blocks_of(name)
 
     if result.save_to.suffix.lower() in PICKLE_SUFFIXES:
         # A pickle is one object, so all of it has to be in memory.
-        write_tensors(result.save_to, {name: told(name) for name in shapes}, None, {})
+        tensors = {name: joined(list(told(name))) for name in shapes}
+        write_tensors(result.save_to, tensors, None, {})
     else:
-        write_safetensors(result.save_to, shapes, told, {"format": "pt"} if result.no_metadata else metadata)
+        with one_core_free():
+            write_safetensors(result.save_to, shapes, told, {"format": "pt"} if result.no_metadata else metadata)
     next(progress, None)
 
 
+def joined(blocks: Sequence[Tensor]) -> Tensor:
+    """A tensor from its blocks."""
+    return blocks[0] if len(blocks) == 1 else torch.cat(list(blocks))
+
+
 @torch.no_grad()
-def merged_tensor(
+def merged_blocks(
     weights: ModelWeights,
     changes: Mapping[str, list[Change]],
     compute: torch.dtype,
     save_as: torch.dtype | None,
     name: str,
-) -> Tensor:
-    """A tensor with its changes added, in its own type or in `save_as`.
+) -> Iterator[Tensor]:
+    """A tensor with its changes added, in its own type or in `save_as`, a few rows at a time.
+
+    Blocks of this size come out of memory that the ones before have given back, where whole tensors would be taken
+    from the system anew each time, which costs more than the sum itself.
 
     Args:
         compute: what the sum is computed in.
@@ -137,12 +156,67 @@ def merged_tensor(
     if name not in changes:
         if kind != tensor.dtype:
             check_fits(name, tensor, kind)
-        return tensor.to(kind)
-    total = tensor.to(compute, copy=True)
-    for key, layer, ratio in changes[name]:
-        add_delta(weights.slots[key].of(total), layer, ratio)
-    check_fits(name, total, kind)
-    return total.to(kind)
+        yield tensor.to(kind)
+        return
+    parts = [Part.of(weights, *change) for change in changes[name]]
+    rows = max(1, BLOCK // tensor[0].numel())
+    for first in range(0, len(tensor), rows):
+        total = tensor[first : first + rows].to(compute, copy=True)
+        for part in parts:
+            part.add_to(total, first)
+        check_fits(name, total, kind)
+        yield total.to(kind)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one layer adds to a tensor: scale * up @ down, to some of its rows.
+
+    Attributes:
+        start: the first of the rows.
+        up: [rows, rank].
+        down: [rank, inputs]; None where `up` is the change itself.
+        scale: of the change.
+    """
+
+    start: int
+    up: Tensor
+    down: Tensor | None
+    scale: float
+
+    @classmethod
+    def of(cls, weights: ModelWeights, key: str, layer: Layer, ratio: float) -> "Part":
+        """What a layer adds.
+
+        Raises:
+            UserError: the scale is too large for float32.
+        """
+        third = weights.slots[key].target.third
+        start = (third or 0) * len(weights.weight(key))
+        if not isinstance(layer, LoraLayer):
+            return cls(start, layer.delta().flatten(1), None, ratio)
+        scale = ratio * layer.alpha / layer.rank
+        if not abs(scale) <= torch.finfo(torch.float32).max:
+            raise UserError(f"a layer's alpha of {layer.alpha:g} is too large", field="models")
+        return cls(start, layer.up.flatten(1).float(), layer.down.flatten(1).float(), scale)
+
+    def add_to(self, rows: Tensor, first: int) -> None:
+        """Add to rows of the tensor, in place.
+
+        Args:
+            rows: contiguous.
+            first: number of the first of them.
+        """
+        begin, end = max(first, self.start), min(first + len(rows), self.start + len(self.up))
+        if begin >= end:
+            return
+        here, up = rows[begin - first : end - first], self.up[begin - self.start : end - self.start]
+        flat = here.view(len(here), -1)
+        if self.down is not None and flat.dtype == torch.float32:
+            flat.addmm_(up, self.down, alpha=self.scale)
+        else:
+            change = up if self.down is None else up @ self.down
+            flat += (change * self.scale).to(flat.dtype)
 
 
 def check_fits(name: str, tensor: Tensor, kind: torch.dtype) -> None:
@@ -159,24 +233,6 @@ def check_fits(name: str, tensor: Tensor, kind: torch.dtype) -> None:
     if max(-least, most) > torch.finfo(kind).max:
         message = f"{name} has numbers up to {max(-least, most):.3g}, too large for {kind}".replace("torch.", "")
         raise UserError(f"{message}; lower the ratio, or set another save_precision", field="save_precision")
-
-
-def add_delta(weight: Tensor, layer: Layer, ratio: float) -> None:
-    """weight += ratio * delta, in place.
-
-    A LoRA's product goes straight into a float32 weight, without a matrix of its own.
-
-    Raises:
-        UserError: the scale is too large for float32.
-    """
-    scale = ratio * layer.alpha / layer.rank
-    if not abs(scale) <= torch.finfo(torch.float32).max:
-        raise UserError(f"a layer's alpha of {layer.alpha:g} is too large", field="models")
-    if isinstance(layer, LoraLayer) and weight.dtype == torch.float32 and weight.is_contiguous():
-        up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
-        weight.view(weight.shape[0], -1).addmm_(up, down, alpha=scale)
-    else:
-        weight += (ratio * layer.delta()).to(weight.dtype).view_as(weight)
 
 
 def type_of(tensor: Tensor, save_as: torch.dtype | None) -> torch.dtype:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -28,6 +29,17 @@ def choose_device(name: str) -> torch.device:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def one_core_free() -> Iterator[None]:
+    """Leave a core to the thread that writes: torch's threads would keep it busy with waiting for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, cores() - 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def each(work: Callable[[T], R], items: Iterable[T], device: torch.device, ahead: int = 2) -> Iterator[R]:

@@ -370,14 +370,14 @@ def test_a_signal_leaves_nothing_half_written(files: Files, tmp_path: Path, name
     code = f"""
 import os, signal, sys
 from backend.tools import merge_checkpoint as tool
-real = tool.merged_tensor
+real = tool.merged_blocks
 names = []
 def slow(*rest):
     names.append(rest[-1])
     if len(names) == 400:
         os.kill(os.getpid(), signal.{name})
     return real(*rest)
-tool.merged_tensor = slow
+tool.merged_blocks = slow
 from backend.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
