@@ -1,6 +1,6 @@
 """What the LoRA tools cost on a full-size Stable Diffusion 1.5, against what reading and writing the files costs.
 
-    python -m benchmarks.tools [--folder DIR] [--pairs 3] [svd merge extract]
+    python -m benchmarks.tools [--folder DIR] [--pairs 3] [svd merge extract resize]
 
 Makes the files itself: a checkpoint with random weights, a tuned one (the first, plus a change of rank 64 whose
 singular values fall off, plus 1 % of noise), and two LoRA-C3Lier files of rank 32 and 16. Every time is that of a whole
@@ -237,17 +237,22 @@ def row(
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", nargs="*", default=["svd", "merge", "extract"])
+    parser.add_argument("which", nargs="*", default=["svd", "merge", "extract", "resize"])
     parser.add_argument("--folder", type=Path, help="where the files are kept; left out, they are made anew")
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
+    tools = [name for name in options.which if name != "resize"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        make_files(folder)
-        print("tool | ours, best | against, best | median ratio | own memory | error against the least")
-        for name in options.which:
+        if tools:
+            make_files(folder)
+            print("tool | ours, best | against, best | median ratio | own memory | error against the least")
+        for name in tools:
             print(" | ".join(globals()[name](folder, options.pairs)), flush=True)
+    if "resize" in options.which:
+        print("resize_images_to_resolution, one process against one per core:", flush=True)
+        subprocess.run([sys.executable, "-m", "benchmarks.resize", "--pictures", "240"], check=True)
 
 
 if __name__ == "__main__":
