@@ -48,24 +48,36 @@ class Picks:
         known.sort(key=lambda item: not item[2])
         return [(f"{label} · DyLoRA" if is_one else label, path) for label, path, is_one in known]
 
+    def dropdown(
+        self, leaf: Leaf, known: Callable[[], Choices], value: str | None = None, info: str = "", **look: Any
+    ) -> gr.Dropdown:
+        """A dropdown for an option, whose choices are asked for again whenever the tab is opened.
+
+        Args:
+            known: gives the choices; anything else can be typed.
+            value: chosen at first.
+            info: instead of the option's help.
+            look: further arguments of the widget.
+        """
+        choice = gr.Dropdown(
+            known(),
+            value=value,
+            label=leaf.name,
+            info=info or leaf.help,
+            allow_custom_value=True,
+            interactive=True,
+            elem_id=f"{self.prefix}option-{leaf.name}",
+            elem_classes=["option"],
+            **look,
+        )
+        self.renewed.append((choice, known))
+        return choice
+
     def dylora(self, leaf: Leaf) -> Component:
         """A dropdown of LoRAs, the DyLoRAs first, with an upload beside it."""
-        known = self.dyloras_first()
         with gr.Row(elem_classes=["pick"]):
-            choice = gr.Dropdown(
-                known,
-                value=None,
-                label=leaf.name,
-                info=leaf.help,
-                allow_custom_value=True,
-                interactive=True,
-                elem_id=f"{self.prefix}option-{leaf.name}",
-                elem_classes=["option"],
-                scale=4,
-                min_width=200,
-            )
+            choice = self.dropdown(leaf, self.dyloras_first, scale=4, min_width=200)
             upload = self._upload_button("Upload a file")
-        self.renewed.append((choice, self.dyloras_first))
 
         def take(path: str) -> Any:
             taken = self.take(path)
@@ -81,18 +93,7 @@ class Picks:
         def known() -> Choices:
             return none + self.services.workspace.list_models()
 
-        choice = gr.Dropdown(
-            known(),
-            value="" if none else None,
-            label=leaf.name,
-            info=leaf.help,
-            allow_custom_value=True,
-            interactive=True,
-            elem_id=f"{self.prefix}option-{leaf.name}",
-            elem_classes=["option"],
-        )
-        self.renewed.append((choice, known))
-        return choice
+        return self.dropdown(leaf, known, "" if none else None)
 
     def mixture(self, leaf: Leaf) -> Composite:
         """Rows of a LoRA and how much of it, for the options `models` and `ratios`."""

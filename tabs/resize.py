@@ -1,6 +1,6 @@
 """The Resize tab: smaller copies of pictures, as a dataset that can be trained on at several resolutions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -154,19 +154,7 @@ def _draw_outcome() -> gr.HTML:
 
 
 def _draw_source(workspace: Workspace, picks: Picks, leaf: Leaf) -> Component:
-    known: Callable[[], Choices] = partial(sources, workspace)
-    choice = gr.Dropdown(
-        known(),
-        value=None,
-        label=leaf.name,
-        info=SOURCE_HELP,
-        allow_custom_value=True,
-        interactive=True,
-        elem_id=f"{PREFIX}option-{leaf.name}",
-        elem_classes=["option"],
-    )
-    picks.renewed.append((choice, known))
-    return choice
+    return picks.dropdown(leaf, partial(sources, workspace), info=SOURCE_HELP)
 
 
 def _draw_target(leaf: Leaf) -> Composite:
