@@ -66,7 +66,7 @@ def held_out_loss(run: Run) -> float:
     run.network.eval()
     losses = []
     for number in range(ROUNDS):
-        for batch, latents in run.feed(run.training_set.epoch_batches(run.seed, 0)):
+        for batch, latents, _ in run.feed(run.training_set.epoch_batches(run.seed, 0)):
             indices = range(len(batch.items))
             noise = draw_noise(SEED, number, indices, latents.shape[1:])
             timesteps = draw_timesteps(SEED, number, indices, len(run.diffusion.alphas_cumprod))

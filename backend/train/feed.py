@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from backend import events
-from backend.config.train import Data
+from backend.config.training.data import Data
 from backend.data.batches import Batch
 from backend.data.cache import LatentCache, cache_latents
 from backend.data.dataset import TrainingSet
@@ -17,11 +18,26 @@ from backend.families.model import Model
 
 MOST_WORKERS = 8
 
-Feed = Callable[[Sequence[Batch]], Iterator[tuple[Batch, Tensor]]]
+
+class MicroBatch(NamedTuple):
+    """Samples that go through the model at once.
+
+    Attributes:
+        batch: their pictures and captions.
+        latents: [B, C, h, w] on the device.
+        masks: how much each latent pixel counts in the loss, [B, 1, h, w] on the device; None counts all.
+    """
+
+    batch: Batch
+    latents: Tensor
+    masks: Tensor | None = None
+
+
+Feed = Callable[[Sequence[Batch]], Iterator[MicroBatch]]
 
 
 def make_feed(options: Data, training_set: TrainingSet, model: Model, device: torch.device) -> Feed:
-    """Batches -> (batch, its latents [B, C, h, w] on the device), in order.
+    """Batches -> micro-batches with their latents on the device, in order.
 
     Latents are the posterior's mode (its deviation is far below the noise of training), cached or not, so that caching
     changes no loss. With `cache_latents` every picture is encoded here and now, and the VAE is not needed afterwards.
@@ -46,9 +62,9 @@ def make_feed(options: Data, training_set: TrainingSet, model: Model, device: to
 def cached_feed(cache: LatentCache, device: torch.device) -> Feed:
     """Latents out of the cache."""
 
-    def feed(batches: Sequence[Batch]) -> Iterator[tuple[Batch, Tensor]]:
+    def feed(batches: Sequence[Batch]) -> Iterator[MicroBatch]:
         for batch in batches:
-            yield batch, cache.batch(batch).to(device)
+            yield MicroBatch(batch, cache.batch(batch).to(device))
 
     return feed
 
@@ -56,13 +72,13 @@ def cached_feed(cache: LatentCache, device: torch.device) -> Feed:
 def encoding_feed(loader: PixelLoader, model: Model) -> Feed:
     """Pixels from the loader, encoded as they come."""
 
-    def feed(batches: Sequence[Batch]) -> Iterator[tuple[Batch, Tensor]]:
+    def feed(batches: Sequence[Batch]) -> Iterator[MicroBatch]:
         for batch, pixels in loader.epoch(batches):
-            yield batch, model.family.encode_images(model, pixels).float()
+            yield MicroBatch(batch, model.family.encode_images(model, pixels).float())
 
     return feed
 
 
-def grouped(pairs: Iterator[tuple[Batch, Tensor]], size: int) -> Iterator[list[tuple[Batch, Tensor]]]:
+def grouped(micro_batches: Iterator[MicroBatch], size: int) -> Iterator[list[MicroBatch]]:
     """Micro-batches in groups of `size`, one group for each optimizer step; the last group of an epoch may be short."""
-    return iter(lambda: list(islice(pairs, size)), [])
+    return iter(lambda: list(islice(micro_batches, size)), [])

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from backend import events
 from backend.config.train import TrainNetwork
-from backend.data.batches import Batch
 from backend.terminal import say
-from backend.train.feed import grouped
+from backend.train.feed import MicroBatch, grouped
 from backend.train.loss import sample_weights, squared_error, weighted_share
 from backend.train.noise import draw_noise, draw_timesteps
 from backend.train.optim import set_rates
@@ -32,7 +31,7 @@ def run(config: TrainNetwork) -> None:
     train(prepare(config))
 
 
-def training_step(run: Run, step: int, micro_batches: Sequence[tuple[Batch, Tensor]]) -> Tensor:
+def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> Tensor:
     """One optimizer step over its micro-batches; returns its loss, detached and still on the device.
 
     Every draw hangs on the seed, the step and the sample's index in the step, so nothing depends on how the step is
@@ -41,14 +40,14 @@ def training_step(run: Run, step: int, micro_batches: Sequence[tuple[Batch, Tens
     Args:
         run: what is trained, and with what.
         step: steps done before.
-        micro_batches: (batch, latents [B, C, h, w]).
+        micro_batches: what the step learns from.
     """
     model, device = run.model, run.accelerator.device
     set_rates(run.optimizer, run.peaks, run.schedule(step))
-    samples = sum(len(batch.items) for batch, _ in micro_batches)
+    samples = sum(len(batch.items) for batch, _, _ in micro_batches)
     loss = torch.zeros((), device=device)
     first = 0
-    for batch, latents in micro_batches:
+    for batch, latents, _ in micro_batches:
         indices = range(first, first + len(batch.items))
         first += len(batch.items)
         run.network.begin_step(run.seed, step, indices)
@@ -95,8 +94,8 @@ def train(run: Run) -> Progress:
                 with progress.paused():
                     run.sampling.draw(run.model, run.network, run.accelerator, step, "000000")
             for epoch in range(run.epochs):
-                pairs = run.feed(run.training_set.epoch_batches(run.seed, epoch))
-                for micro_batches in grouped(pairs, run.config.optim.gradient_accumulation_steps):
+                fed = run.feed(run.training_set.epoch_batches(run.seed, epoch))
+                for micro_batches in grouped(fed, run.config.optim.gradient_accumulation_steps):
                     loss = training_step(run, step, micro_batches)
                     step += 1
                     progress.step(step, epoch + 1, loss, current_rates(run))

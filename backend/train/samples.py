@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from backend import events
-from backend.config.train import Samples
+from backend.config.training.samples import Samples
 from backend.draws import draw_key
 from backend.errors import UserError
 from backend.families.model import Model

@@ -9,7 +9,7 @@ import torch
 
 from backend import events
 from backend.config.base import values
-from backend.config.train import Network as NetworkOptions
+from backend.config.training.network import Network as NetworkOptions
 from backend.errors import UserError
 from backend.lora.metadata import TrainingFacts, minimum_metadata, modelspec, training_metadata
 from backend.terminal import say

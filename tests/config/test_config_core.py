@@ -87,19 +87,19 @@ def test_an_optional_leaf_with_another_default_is_a_programming_error():
 
 
 def test_a_new_field_is_declared_in_one_place_and_appears_everywhere(tmp_path, monkeypatch):
-    source = (PROJECT / "backend/config/train.py").read_text(encoding="utf-8")
+    source = (PROJECT / "backend/config/training/optim.py").read_text(encoding="utf-8")
     anchor = '    """Learning rate."""\n'
     assert source.count(anchor) == 1
-    new_field = '\n    min_snr_gamma: float | None = Field(None, gt=0)\n    """Weight of 100% noise."""\n'
-    path = tmp_path / "train_plus.py"
+    new_field = '\n    a_new_option: float | None = Field(None, gt=0)\n    """Weight of 100% noise."""\n'
+    path = tmp_path / "optim_plus.py"
     path.write_text(source.replace(anchor, anchor + new_field), encoding="utf-8")
-    spec = spec_from_file_location("train_plus", path)
+    spec = spec_from_file_location("optim_plus", path)
     module = module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "train_plus", module)
+    monkeypatch.setitem(sys.modules, "optim_plus", module)
     spec.loader.exec_module(module)
-    plus = module.TrainNetwork
+    plus = type("Plus", (TrainNetwork,), {"__annotations__": {"optim": module.Optim}, "__module__": "optim_plus"})
 
-    leaf = leaves(plus)["min_snr_gamma"]
+    leaf = leaves(plus)["a_new_option"]
     assert (leaf.kind, leaf.gt, leaf.help, leaf.title) == (
         "float",
         0,
@@ -107,16 +107,16 @@ def test_a_new_field_is_declared_in_one_place_and_appears_everywhere(tmp_path, m
         "Optimizer and schedule",
     )
     words = [f"--{name}={value}" for name, value in REQUIRED.items()]
-    config = from_argv(plus, [*words, "--min-snr-gamma", "5e0"])
-    assert config.optim.min_snr_gamma == 5.0
-    assert "--min_snr_gamma FLOAT\n      Weight of 100% noise. Greater than 0.\n" in help_text(plus)
-    assert tomllib.loads(to_toml(config))["optim"]["min_snr_gamma"] == 5.0
-    assert resolve(plus, {**REQUIRED, "optim": {"min_snr_gamma": 5}}) == config
-    assert problems(plus, REQUIRED, {"min_snr_gamma": -1}) == {"min_snr_gamma": "must be greater than 0, got -1"}
-    assert problems(plus, REQUIRED, {"min_snr_gama": 1}) == {
-        "min_snr_gama": "is not an option of train_network; did you mean min_snr_gamma?"
+    config = from_argv(plus, [*words, "--a-new-option", "5e0"])
+    assert config.optim.a_new_option == 5.0
+    assert "--a_new_option FLOAT\n      Weight of 100% noise. Greater than 0.\n" in help_text(plus)
+    assert tomllib.loads(to_toml(config))["optim"]["a_new_option"] == 5.0
+    assert resolve(plus, {**REQUIRED, "optim": {"a_new_option": 5}}) == config
+    assert problems(plus, REQUIRED, {"a_new_option": -1}) == {"a_new_option": "must be greater than 0, got -1"}
+    assert problems(plus, REQUIRED, {"a_new_opton": 1}) == {
+        "a_new_opton": "is not an option of train_network; did you mean a_new_option?"
     }
-    assert "`min_snr_gamma` | float, greater than 0 |" in docs.options_markdown([plus])
+    assert "`a_new_option` | float, greater than 0 |" in docs.options_markdown([plus])
 
 
 def test_a_resolved_config_is_frozen():

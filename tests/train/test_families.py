@@ -53,7 +53,7 @@ def prepared(config_of, folders) -> Callable[..., Run]:
 def test_the_loss_of_a_step_is_the_one_written_out(prepared, family: str, prediction_type: str) -> None:
     run = prepared(family, prediction_type)
     group = first_group(run)
-    ((batch, latents),) = group
+    ((batch, latents, _),) = group
     seen = {}
     predict = run.model.family.predict
 

@@ -1,6 +1,7 @@
 """Kinds and options of networks in a training run."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from backend.lora.file import read_lora
 from backend.lora.metadata import file_hashes
 from backend.networks.dylora import draw_rank
 from backend.networks.modules import find_modules
+from backend.train.feed import MicroBatch
 from backend.train.loop import train, training_step
 from backend.train.noise import draw_noise, draw_timesteps
 from backend.train.setup import prepare
@@ -63,9 +65,9 @@ def test_random_parts_repeat_with_the_seed_and_under_checkpointing(run_of, name:
 def test_one_batch_of_four_is_micro_batches_of_two(run_of, name: str) -> None:
     whole, cut = (run_of(**KINDS[name]) for _ in range(2))
     (pair,) = list(whole.feed(whole.training_set.epoch_batches(7, 0)))
-    batch, latents = pair
+    batch, latents, _ = pair
     halves = [
-        (type(batch)(**{**vars(batch), "items": batch.items[half]}), latents[half])
+        MicroBatch(replace(batch, items=batch.items[half]), latents[half])
         for half in (slice(0, 2), slice(2, 4))
     ]
     losses = [
@@ -205,7 +207,7 @@ def pefts_loop(config: TrainNetwork, start: list[Tensor], paths: list[str], step
     optimizer = torch.optim.AdamW(parameters, lr=config.optim.learning_rate)
     pairs = prepared.feed([b for epoch in range(8) for b in prepared.training_set.epoch_batches(1, epoch)])
     losses = []
-    for step, (batch, latents) in zip(range(steps), pairs, strict=False):
+    for step, (batch, latents, _) in zip(range(steps), pairs, strict=False):
         count = range(len(batch.items))
         noise, times = draw_noise(1, step, count, latents.shape[1:]), draw_timesteps(1, step, count, 1000)
         ids = prepared.model.family.tokenize(prepared.model, [item.caption for item in batch.items]).reshape(-1, 77)

@@ -7,24 +7,24 @@ import torch
 from torch import Tensor
 
 from backend.data.batches import Batch
-from backend.train.feed import grouped
+from backend.train.feed import MicroBatch, grouped
 from backend.train.loop import train, training_step
 from backend.train.setup import Run
 
 
-def first_group(run: Run) -> list[tuple[Batch, Tensor]]:
+def first_group(run: Run) -> list[MicroBatch]:
     """The micro-batches of the first step."""
     pairs = run.feed(run.training_set.epoch_batches(run.seed, 0))
     return next(grouped(pairs, run.config.optim.gradient_accumulation_steps))
 
 
-def cut(batch: Batch, latents: Tensor, size: int) -> list[tuple[Batch, Tensor]]:
+def cut(batch: Batch, latents: Tensor, size: int) -> list[MicroBatch]:
     """A batch as micro-batches of at most `size`."""
     starts = range(0, len(batch.items), size)
-    return [(replace(batch, items=batch.items[at : at + size]), latents[at : at + size]) for at in starts]
+    return [MicroBatch(replace(batch, items=batch.items[at : at + size]), latents[at : at + size]) for at in starts]
 
 
-def gradients(run: Run, micro_batches: list[tuple[Batch, Tensor]]) -> tuple[float, dict[str, Tensor]]:
+def gradients(run: Run, micro_batches: list[MicroBatch]) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of one step, which the optimizer does not take."""
     run.optimizer.step = lambda: None
     run.optimizer.zero_grad = lambda: None
@@ -55,9 +55,9 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: 
 @pytest.mark.parametrize("size", [2, 3])
 def test_one_batch_of_four_is_micro_batches_of_fewer(run_of, size) -> None:
     run = warm(run_of(max_grad_norm=0))
-    ((batch, latents),) = first_group(run)
+    ((batch, latents, _),) = first_group(run)
     assert len(batch.items) == 4
-    loss, whole = gradients(run, [(batch, latents)])
+    loss, whole = gradients(run, [MicroBatch(batch, latents)])
     cut_loss, accumulated = gradients(run, cut(batch, latents, size))
     assert cut_loss == pytest.approx(loss, rel=1e-6)
     assert_same(whole, accumulated, 1e-6)
@@ -173,7 +173,7 @@ def test_regularisation_pictures_count_by_their_weight(run_of, dataset) -> None:
     for weight in (1.0, 0.25):
         run = run_of(dataset_config=data, prior_loss_weight=weight)
         pairs = list(run.feed(run.training_set.epoch_batches(run.seed, 0)))
-        regs = [batch.items[0].picture.is_reg for batch, _ in pairs]
+        regs = [batch.items[0].picture.is_reg for batch, _, _ in pairs]
         assert sorted(regs) == [False, False, True, True]
         losses[weight] = [gradients(run, [pair])[0] for pair in pairs]
     expected = [loss * (0.25 if reg else 1.0) for loss, reg in zip(losses[1.0], regs, strict=True)]

@@ -1,0 +1,89 @@
+"""The network of a run: made from the options or a file, applied to the model."""
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from backend.config.train import TrainNetwork
+from backend.config.training.network import Network as NetworkOptions
+from backend.draws import draw_key
+from backend.errors import UserError
+from backend.families.model import Model
+from backend.lora.file import layers_of, read_lora, read_tensors, tensors_of
+from backend.lora.fit import check_fit, check_keys
+from backend.networks.base import add_to_weight
+from backend.networks.modules import FoundModule, find_modules, shapes_of
+from backend.terminal import say, warn
+
+
+def make_network(config: TrainNetwork, model: Model, seed: int, device: torch.device) -> nn.Module:
+    """The network, initialised from the seed in float32 on the CPU, applied to the model and moved to its device."""
+    options = config.network
+    merge_base_weights(options, model)
+    module: ModuleType = importlib.import_module(f"backend.{options.network_module}")
+    parts = (model.vae, model.text_encoders, model.unet)
+    generator = torch.Generator().manual_seed(draw_key(seed, "network"))
+    further = {"dropout": options.network_dropout, **options.network_args}
+    if options.dim_from_weights:
+        network, _ = module.create_network_from_weights(1.0, options.network_weights, *parts, **further)
+    else:
+        size = (options.network_dim, options.network_alpha)
+        network = module.create_network(1.0, *size, *parts, generator=generator, **further)
+    network.apply_to(
+        model.text_encoders,
+        model.unet,
+        apply_text_encoder=not options.network_train_unet_only,
+        apply_unet=not options.network_train_text_encoder_only,
+    )
+    if options.network_weights is not None and not options.dim_from_weights:
+        continue_from(network, options, find_modules(model.text_encoders, model.unet))
+    network.to(device, dtype=torch.float32)
+    network.requires_grad_(True).train()
+    return network
+
+
+def merge_base_weights(options: NetworkOptions, model: Model) -> None:
+    """Add the LoRA files of `base_weights` to the model's weights, which are trained on as they are then.
+
+    Raises:
+        UserError: a file is broken or made for another model.
+    """
+    multipliers = [*options.base_weights_multiplier, *[1.0] * len(options.base_weights)]
+    for path, multiplier in zip(options.base_weights, multipliers, strict=False):
+        layers = read_lora(path).layers
+        modules = find_modules(model.text_encoders, model.unet)
+        check_fit(layers, shapes_of(modules), str(path))
+        for key, layer in layers.items():
+            add_to_weight(modules[key].module, layer.delta(), multiplier)
+        say(f"Merged {path} at {multiplier:g}")
+
+
+def continue_from(network: nn.Module, options: NetworkOptions, modules: Mapping[str, FoundModule]) -> None:
+    """Load `network_weights` into a network of the same ranks; what the file does not have starts from nothing.
+
+    Args:
+        modules: the model's, by key.
+
+    Raises:
+        UserError: the file is broken, made for another model, or has other ranks or modules.
+    """
+    path = options.network_weights
+    tensors, metadata = read_tensors(path)
+    layers = layers_of(tensors, metadata, str(path))
+    only = {"lora_unet_": options.network_train_unet_only, "lora_te": options.network_train_text_encoder_only}
+    check_fit(layers, shapes_of(modules), str(path))
+    kept = {key: layer for key, layer in layers.items() if all(key.startswith(part) for part in only if only[part])}
+    if len(kept) < len(layers):
+        warn(f"{len(layers) - len(kept)} modules of {path} belong to the part that is not trained and are left out")
+    check_keys(kept, {adapter.lora_name: adapter for adapter in network.adapters()}, str(path))
+    missing = len(network.adapters()) - len(kept)
+    if missing:
+        warn(f"{path} has no weights for {missing} of the network's modules, which start from nothing")
+    try:
+        network.load_state_dict(tensors_of(kept), strict=False)
+    except UserError as error:
+        message = f"{error.message}; set dim_from_weights to take the file's ranks"
+        raise UserError(message, field=str(path)) from None
