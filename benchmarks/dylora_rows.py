@@ -69,8 +69,8 @@ def held_out_loss(run: Run) -> float:
         for batch, latents, _ in run.feed(run.training_set.epoch_batches(run.seed, 0)):
             indices = range(len(batch.items))
             noise = draw_noise(SEED, number, indices, latents.shape[1:])
-            timesteps = draw_timesteps(SEED, number, indices, len(run.diffusion.alphas_cumprod))
-            noisy = run.diffusion.noisy(latents, noise, timesteps)
+            timesteps = draw_timesteps(SEED, number, indices, len(run.objective.diffusion.alphas_cumprod))
+            noisy = run.objective.diffusion.noisy(latents, noise, timesteps)
             conditioning = run.encode_captions([item.caption for item in batch.items])
             predicted = run.model.family.predict(run.model, noisy, timesteps, conditioning)
             kept = torch.tensor([not item.picture.is_reg for item in batch.items])

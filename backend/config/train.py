@@ -8,6 +8,7 @@ from backend.config.declare import Command, Option, reject
 from backend.config.model import ModelOptions
 from backend.config.training.data import Data
 from backend.config.training.network import Network
+from backend.config.training.noise import Noise
 from backend.config.training.optim import Optim
 from backend.config.training.samples import Samples
 from backend.config.training.save import Save
@@ -31,6 +32,7 @@ class TrainNetwork(Command):
     data: Data
     network: Network
     optim: Optim
+    noise: Noise
     speed: Speed
     save: Save
     samples: Samples

@@ -43,28 +43,29 @@ OPTIONS = (
     "max_grad_norm",
     "prior_loss_weight",
     "scale_weight_norms",
+    "noise_offset",
+    "noise_offset_random_strength",
+    "adaptive_noise_scale",
+    "multires_noise_iterations",
+    "multires_noise_discount",
+    "ip_noise_gamma",
+    "ip_noise_gamma_random_strength",
+    "min_snr_gamma",
+    "loss_type",
+    "huber_schedule",
+    "huber_scale",
+    "huber_c",
+    "full_fp16",
+    "fp8_base",
+    "fp8_base_unet",
 )
+# Fields whose option has another name.
+RENAMED: Mapping[str, str] = {"debiased_estimation": "debiased_estimation_loss"}
 # What readers look for of options that this trainer does not have, with the values that these have while they are off.
 # A row goes when its option comes.
 OFF: Mapping[str, Any] = {
     "num_validation_images": 0,
-    "full_fp16": False,
     "lowram": False,
-    "noise_offset": None,
-    "noise_offset_random_strength": False,
-    "adaptive_noise_scale": None,
-    "multires_noise_iterations": None,
-    "multires_noise_discount": 0.3,
-    "ip_noise_gamma": None,
-    "ip_noise_gamma_random_strength": False,
-    "min_snr_gamma": None,
-    "debiased_estimation": False,
-    "loss_type": "l2",
-    "huber_schedule": "snr",
-    "huber_scale": 1.0,
-    "huber_c": 0.1,
-    "fp8_base": False,
-    "fp8_base_unet": False,
     "caption_dropout_every_n_epochs": 0,
     "caption_tag_dropout_rate": 0.0,
     "face_crop_aug_range": None,
@@ -127,6 +128,7 @@ def training_metadata(
         changes: values that override both, such as a seed that was drawn or a rank read from a file.
     """
     found = dict(OFF) | {name: options[name] for name in OPTIONS if name in options}
+    found |= {name: options[option] for name, option in RENAMED.items() if option in options}
     rates = found.get("text_encoder_lr")
     if isinstance(rates, tuple):
         # One rate for all text encoders, as readers know it, or a list where each has its own.

@@ -19,8 +19,8 @@ from backend.networks.modules import FoundModule, find_modules, shapes_of
 from backend.terminal import say, warn
 
 
-def make_network(config: TrainNetwork, model: Model, seed: int, device: torch.device) -> nn.Module:
-    """The network, initialised from the seed in float32 on the CPU, applied to the model and moved to its device."""
+def make_network(config: TrainNetwork, model: Model, seed: int) -> nn.Module:
+    """The network, initialised from the seed in float32 on the CPU and applied to the model."""
     options = config.network
     merge_base_weights(options, model)
     module: ModuleType = importlib.import_module(f"backend.{options.network_module}")
@@ -40,7 +40,6 @@ def make_network(config: TrainNetwork, model: Model, seed: int, device: torch.de
     )
     if options.network_weights is not None and not options.dim_from_weights:
         continue_from(network, options, find_modules(model.text_encoders, model.unet))
-    network.to(device, dtype=torch.float32)
     network.requires_grad_(True).train()
     return network
 

@@ -1,25 +1,48 @@
 """Where and in which precision a run computes: the accelerator, and the frozen model on it."""
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from backend.config.train import TrainNetwork
+from backend.config.training.speed import Speed
 from backend.errors import UserError
 from backend.families.model import Model
 from backend.generate.attention import set_attention
 from backend.generate.pipeline import place
-from backend.terminal import warn
+from backend.terminal import say, warn
+from backend.train.eight_bits import inner_modules, store_in_eight_bits
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def make_accelerator(mixed_precision: str) -> tuple[Accelerator, torch.dtype]:
+# What the model computes outside these parts is little, and much of it depends on it: times, sizes, the edges.
+UNET_BLOCKS, TEXT_BLOCKS = ("down_blocks", "mid_block", "up_blocks"), ("layers",)
+
+
+class HalfScaler(torch.amp.GradScaler):
+    """A loss scaler that unscales gradients in fp16 too, which those of fp16 weights are (`full_fp16`).
+
+    The scale is a power of two, so dividing by it loses nothing but numbers too small for fp16.
+    """
+
+    def _unscale_grads_(
+        self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
+    ) -> dict[torch.device, Tensor]:
+        return super()._unscale_grads_(optimizer, inv_scale, found_inf, True)
+
+
+def make_accelerator(speed: Speed) -> tuple[Accelerator, torch.dtype]:
     """Accelerate's handle on device and precision, and the dtype of the frozen model.
 
     Raises:
         UserError: the device cannot compute in this precision, or several processes were launched.
     """
+    mixed_precision = speed.mixed_precision
     try:
         # The plugin, as the plain argument would give way to an environment variable that our step does not follow.
         accelerator = Accelerator(
@@ -35,7 +58,14 @@ def make_accelerator(mixed_precision: str) -> tuple[Accelerator, torch.dtype]:
     if mixed_precision == "fp16" and not accelerator.native_amp:
         warn("mixed_precision fp16 needs a GPU; there is none here, so float32 is used")
         return accelerator, torch.float32
+    if speed.full_fp16:
+        accelerator.scaler = HalfScaler(accelerator.device.type)
     return accelerator, DTYPES[mixed_precision]
+
+
+def network_dtype(speed: Speed, dtype: torch.dtype) -> torch.dtype:
+    """The type of the network's weights: float32, or the frozen model's `dtype` with full_fp16 and full_bf16."""
+    return dtype if speed.full_fp16 or speed.full_bf16 else torch.float32
 
 
 def place_model(model: Model, config: TrainNetwork, device: torch.device, dtype: torch.dtype) -> None:
@@ -43,16 +73,65 @@ def place_model(model: Model, config: TrainNetwork, device: torch.device, dtype:
 
     The VAE stays in float32: it is not trained, and in half precision it can overflow and give NaN latents.
     """
-    trains_text = not config.network.network_train_unet_only
+    speed = config.speed
     place(model.vae, torch.device("cpu"), torch.float32)
     for module in (model.unet, *model.text_encoders):
         place(module, device, dtype)
-    message = set_attention(model.unet, config.speed.xformers, config.speed.sdpa, device)
+    message = set_attention(model.unet, speed.xformers, speed.sdpa, device)
     if message:
         warn(message)
-    if config.speed.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing()
+    if speed.mem_eff_attn:
+        model.unet.set_attention_slice("auto")
+    if speed.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing(checkpoint_on_cpu if speed.cpu_offload_checkpointing else None)
+        if speed.cpu_offload_checkpointing and device.type == "cpu":
+            warn("cpu_offload_checkpointing has nothing to do, as everything is in the CPU's memory here")
         # transformers checkpoints in training mode only; CLIP has no dropout that the mode would switch on.
-        for encoder in model.text_encoders if trains_text else ():
+        for encoder in () if config.network.network_train_unet_only else model.text_encoders:
             encoder.activation_checkpointing_enable()
             encoder.train()
+
+
+def checkpoint_on_cpu(module: nn.Module, *inputs: Any) -> Any:
+    """As `torch.utils.checkpoint`, with the inputs kept in the CPU's memory from the forward to the backward pass."""
+    devices = [value.device if isinstance(value, Tensor) else None for value in inputs]
+
+    def forward(*parked: Any) -> Any:
+        return module(*(value.to(device) if device else value for value, device in zip(parked, devices, strict=True)))
+
+    return checkpoint(forward, *(_to_cpu(value) for value in inputs), use_reentrant=False)
+
+
+def _to_cpu(value: Any) -> Any:
+    return value.to("cpu") if isinstance(value, Tensor) else value
+
+
+def shrink_model(model: Model, speed: Speed) -> None:
+    """Keep the frozen weights in 8 bits where that is wanted, once nothing is to be merged into them any more."""
+    if not (speed.fp8_base or speed.fp8_base_unet):
+        return
+    if model.unet.dtype == torch.float32:
+        warn("fp8_base saves memory but no time without half precision")
+    count = store_in_eight_bits(inner_modules(model.unet, UNET_BLOCKS))
+    for encoder in () if speed.fp8_base_unet else model.text_encoders:
+        count += store_in_eight_bits(inner_modules(encoder, TEXT_BLOCKS))
+    say(f"Keeping {count} frozen layers in 8 bits")
+
+
+def compile_model(model: Model, speed: Speed) -> None:
+    """Have the U-Net compiled at its first step, where that is wanted.
+
+    Raises:
+        UserError: the backend cannot compile anything here.
+    """
+    if not speed.torch_compile:
+        return
+    try:
+        torch.compile(torch.nn.functional.relu, backend=speed.dynamo_backend)(torch.ones(2, device=model.device))
+    except (RuntimeError, ImportError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = (
+            f"{speed.dynamo_backend} cannot compile here ({reason}); leave it out, or set dynamo_backend aot_eager"
+        )
+        raise UserError(message, field="torch_compile") from None
+    model.unet.compile(backend=speed.dynamo_backend)

@@ -12,8 +12,8 @@ from backend import events
 from backend.config.train import TrainNetwork
 from backend.terminal import say
 from backend.train.feed import MicroBatch, grouped
-from backend.train.loss import sample_weights, squared_error, weighted_share
-from backend.train.noise import draw_noise, draw_timesteps
+from backend.train.loss import sample_weights, weighted_share
+from backend.train.noise import disturbed, draw_timesteps, training_noise
 from backend.train.optim import set_rates
 from backend.train.progress import Progress
 from backend.train.saving import save_network
@@ -42,7 +42,7 @@ def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> T
         step: steps done before.
         micro_batches: what the step learns from.
     """
-    model, device = run.model, run.accelerator.device
+    model, device, objective, options = run.model, run.accelerator.device, run.objective, run.config.noise
     set_rates(run.optimizer, run.peaks, run.schedule(step))
     samples = sum(len(batch.items) for batch, _, _ in micro_batches)
     loss = torch.zeros((), device=device)
@@ -53,10 +53,12 @@ def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> T
         run.network.begin_step(run.seed, step, indices)
 
         # The forward process: noise of a random strength is added.
-        noise = draw_noise(run.seed, step, indices, latents.shape[1:]).to(device)
-        timesteps = draw_timesteps(run.seed, step, indices, len(run.diffusion.alphas_cumprod))
-        noisy, target = (mix(latents, noise, timesteps) for mix in (run.diffusion.noisy, run.diffusion.target))
+        noise = training_noise(options, run.seed, step, indices, latents)
+        timesteps = draw_timesteps(run.seed, step, indices, objective.times.stop, objective.times.start)
+        noisy = objective.diffusion.noisy(latents, disturbed(options, run.seed, step, indices, noise), timesteps)
+        target = objective.diffusion.target(latents, noise, timesteps)
         weights = sample_weights([item.picture.is_reg for item in batch.items], run.config.data.prior_loss_weight)
+        weights = weights * objective.weights[timesteps]
         # All that comes from the CPU is sent before the model runs, so that a GPU never waits for it in between.
         times, weights = timesteps.to(device), weights.to(device)
 
@@ -66,7 +68,8 @@ def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> T
             conditioning = model.family.with_sizes(conditioning, [item.sizes for item in batch.items])
             predicted = model.family.predict(model, noisy, times, conditioning)
 
-        share = weighted_share(squared_error(predicted, target), weights, samples)
+        errors = objective.errors(predicted, target, timesteps)
+        share = weighted_share(errors.flatten(1).mean(1), weights, samples)
         run.accelerator.backward(share)
         loss += share.detach()
     if run.config.optim.max_grad_norm:

@@ -60,7 +60,7 @@ def metadata(run: Run, path: Path, step: int, epoch: int) -> dict[str, str]:
     if run.config.save.no_metadata:
         found = minimum_metadata(found)
     resolution = run.training_set.datasets[0].resolution
-    prediction_type = {"epsilon": "epsilon", "v_prediction": "v"}[run.diffusion.prediction_type]
+    prediction_type = {"epsilon": "epsilon", "v_prediction": "v"}[run.objective.diffusion.prediction_type]
     architecture = family.architecture(run.model.predicts_v)
     layer = run.config.model.clip_skip
     return found | modelspec(architecture, path.stem, resolution, now, prediction_type, family.implementation, layer)

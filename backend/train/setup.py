@@ -21,9 +21,10 @@ from backend.families.model import Model
 from backend.lora.file import read_lora
 from backend.terminal import say, warn
 from backend.train.build import make_network
-from backend.train.device import make_accelerator, place_model
+from backend.train.device import compile_model, make_accelerator, network_dtype, place_model, shrink_model
 from backend.train.feed import Feed, make_feed
-from backend.train.noise import Diffusion, diffusion_of
+from backend.train.loss import Objective, make_objective
+from backend.train.noise import diffusion_of
 from backend.train.optim import Schedule, check_optimizer, make_optimizer, make_schedule
 from backend.train.outputs import Outputs, write_text
 from backend.train.samples import Sampling, make_sampling, wanted
@@ -50,7 +51,7 @@ class Run:
     training_set: TrainingSet
     model: Model
     network: nn.Module
-    diffusion: Diffusion
+    objective: Objective
     encode_captions: CaptionEncoder | KnownCaptions
     feed: Feed
     optimizer: Optimizer
@@ -98,17 +99,23 @@ def prepare(config: TrainNetwork) -> Run:
     total_steps, epochs = length(config, training_set.batches_per_epoch())
     schedule = make_schedule(config.optim.lr_scheduler, config.optim.lr_warmup_steps, total_steps)
 
-    accelerator, dtype = make_accelerator(config.speed.mixed_precision)
+    accelerator, dtype = make_accelerator(config.speed)
     events.emit("phase", name="loading", step=0, total=1)
     say(f"Loading {config.model.pretrained_model_name_or_path}")
     source = config.model.pretrained_model_name_or_path
     model = load_model(source, config.model.revision, LoadOptions.of(config.model), dtype=None)
     for note in model.notes:
         warn(note)
+    if config.noise.zero_terminal_snr:
+        end_in_noise(model)
+    objective = make_objective(config.noise, diffusion_of(model.scheduler))
     sampling = make_sampling(config.samples, model, outputs, seed)
     place_model(model, config, accelerator.device, dtype)
     # Before the latents, which take time: a network that does not fit the model is refused here.
-    network = make_network(config, model, seed, accelerator.device)
+    network = make_network(config, model, seed)
+    network.to(accelerator.device, dtype=network_dtype(config.speed, dtype))
+    shrink_model(model, config.speed)
+    compile_model(model, config.speed)
     feed = make_feed(config.data, training_set, model, accelerator.device)
     if config.data.cache_latents and not sampling.requests:
         model.vae = nn.Module()  # nothing needs it any more, so its memory is given back
@@ -131,7 +138,7 @@ def prepare(config: TrainNetwork) -> Run:
         training_set=training_set,
         model=model,
         network=network,
-        diffusion=diffusion_of(model.scheduler),
+        objective=objective,
         encode_captions=encode_captions,
         feed=feed,
         optimizer=optimizer,
@@ -144,6 +151,13 @@ def prepare(config: TrainNetwork) -> Run:
         epochs=epochs,
         started_at=started_at,
     )
+
+
+def end_in_noise(model: Model) -> None:
+    """Let the model's noise schedule end in pure noise, in training and in sample pictures."""
+    model.scheduler = {**model.scheduler, "rescale_betas_zero_snr": True}
+    if not model.predicts_v:
+        warn("zero_terminal_snr is set, but the model predicts the noise, which tells nothing about pure noise")
 
 
 def check_captions(config: TrainNetwork, training_set: TrainingSet) -> None:

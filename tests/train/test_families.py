@@ -65,7 +65,7 @@ def test_the_loss_of_a_step_is_the_one_written_out(prepared, family: str, predic
     run.model.family = replace(run.model.family, predict=watched)
     loss = training_step(run, 0, group)
     assert any(item.lora_up.weight.any() for item in run.network.unet_loras)
-    kept = run.diffusion.alphas_cumprod[seen["timesteps"]].double().view(-1, 1, 1, 1)
+    kept = run.objective.diffusion.alphas_cumprod[seen["timesteps"]].double().view(-1, 1, 1, 1)
     noise = (seen["noisy"].double() - kept.sqrt() * latents) / (1 - kept).sqrt()
     v = kept.sqrt() * noise - (1 - kept).sqrt() * latents
     target = v if prediction_type == "v_prediction" else noise
