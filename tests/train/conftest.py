@@ -1,7 +1,8 @@
 """A tiny random model, a few drawn pictures, and runs made of them."""
 
 import copy
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from backend.config.train import TrainNetwork
 from backend.families.base import Model, load_model, save_diffusers
 from backend.families.build import random_model
 from backend.train.setup import Run, prepare
+from tests.train.traces import trace
 
+# Of every run of the learning proof.
+RUN = {"learning_rate": 1e-2, "max_train_steps": 3}
 COLOURS = ("red", "green", "blue", "yellow", "white", "black")
 
 
@@ -62,7 +66,10 @@ def dataset(tmp_path) -> Callable[..., Path]:
     """dataset(count=4, reg=0, batch_size=4, size=...): a dataset toml and its pictures."""
 
     def make(count: int = 4, reg: int = 0, batch_size: int = 4, extra: str = "") -> Path:
-        text = f"[general]\nresolution = 64\nbatch_size = {batch_size}\n{extra}\n[[datasets]]\n"
+        given = [
+            line for line in ("resolution = 64", f"batch_size = {batch_size}") if line.split()[0] + " =" not in extra
+        ]
+        text = "\n".join(["[general]", *given, extra, "[[datasets]]\n"])
         for name, number, is_reg in (("pictures", count, "false"), ("reg", reg, "true")):
             if number:
                 draw_pictures(tmp_path / name, number)
@@ -100,3 +107,29 @@ def run_of(config_of, model, monkeypatch) -> Callable[..., Run]:
     """run_of(option=value, ...): a prepared run on a copy of the model; outputs of earlier ones are replaced."""
     monkeypatch.setattr("backend.train.setup.load_model", lambda *source, dtype: copy_of(model))
     return lambda **options: prepare(config_of(**{"overwrite": True} | options))
+
+
+@pytest.fixture(scope="module")
+def known_traces() -> dict[str, dict[str, str]]:
+    """Traces by options, as many rows begin with the same run."""
+    return {}
+
+
+@pytest.fixture
+def traced(config_of, dataset, known_traces, tmp_path, monkeypatch) -> Callable[..., dict[str, str]]:
+    """traced({option: value}): what a run of three steps did; keys that begin with "dataset." go into the toml."""
+
+    def make(options: Mapping[str, object]) -> dict[str, str]:
+        key = repr(sorted(options.items()))
+        if key not in known_traces:
+            own = {name: value for name, value in options.items() if not name.startswith("dataset.")}
+            keys = {name.removeprefix("dataset."): value for name, value in options.items() if name not in own}
+            lines = [f"{name} = {json.dumps(value)}" for name, value in keys.items()]
+            if "dataset_config" not in own:
+                own["dataset_config"] = str(dataset(3, 1, 2, "\n".join(lines)))
+            with monkeypatch.context() as patch:
+                run = prepare(config_of(**{"output_dir": str(tmp_path / f"run{len(known_traces)}"), **RUN, **own}))
+                known_traces[key] = trace(run, patch)
+        return known_traces[key]
+
+    return make

@@ -140,10 +140,10 @@ def test_attention_in_slices_computes_the_same(run_of) -> None:
     assert_same(expected, found, 1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"network_module": "networks.dylora", "network_args": ["unit=2"]}])
-def test_a_compiled_model_learns_the_same(run_of, monkeypatch, options) -> None:
-    expected = train(run_of(max_train_steps=2, **options)).losses
-    run = run_of(max_train_steps=2, torch_compile=True, dynamo_backend="aot_eager", **options)
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same(run_of) -> None:
+    expected = train(run_of(max_train_steps=2)).losses
+    run = run_of(max_train_steps=2, torch_compile=True, dynamo_backend="eager")
     torch._dynamo.utils.counters.clear()
     assert train(run).losses == pytest.approx(expected, rel=1e-5)
     assert sum(torch._dynamo.utils.counters["stats"].values()) > 0

@@ -1,0 +1,179 @@
+"""The table of the learning proof: every option of training, and what it changes in a short run.
+
+A row names the options that are set, the aspects of a run (see traces.py) that change through them, and what has to be
+set in both runs for the option to have a meaning. Every other aspect has to stay as it is, bit for bit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# What follows from a change, downstream: of the loss; of the model's input or target; of the network.
+LOSS = "losses learnt"
+TARGET = f"target {LOSS}"
+SEEN = f"seen {LOSS}"
+NOISE = f"noise seen target {LOSS}"
+TEXT = f"captions conditioning {LOSS}"
+LATENTS = f"latents {SEEN}"
+NETWORK = f"start {LOSS}"
+# Of a run of more or fewer batches.
+BATCHES = f"pictures sizes captions latents masks times {NOISE}"
+MODULES = f"start optimizer {LOSS}"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One row.
+
+    Attributes:
+        options: what the second run sets and the first does not.
+        changes: the aspects that change, with spaces between them; none for an option that changes no result.
+        base: what both runs set.
+        shown_by: instead of two runs, the test elsewhere that shows what the option does, as file::function.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    changes: str = ""
+    base: Mapping[str, Any] = field(default_factory=dict)
+    shown_by: str = ""
+
+
+def elsewhere(test: str) -> Proof:
+    """A row whose option cannot show in a trace, or not in ten steps."""
+    return Proof(shown_by=test)
+
+
+FAMILIES = "tests/families/test_options.py"
+RUN, STEP, NETS = "tests/train/test_run.py", "tests/train/test_step.py", "tests/train/test_networks.py"
+OF_FAMILIES, PRECISION, LOSSES = (f"tests/train/test_{name}.py" for name in ("families", "precision", "loss"))
+# Captions of several parts: "a green disc on red" taken apart at its spaces.
+PARTS = {"dataset.caption_separator": " ", "dataset.shuffle_caption": True}
+
+PROOFS: dict[str, Proof] = {
+    # Model
+    "pretrained_model_name_or_path": elsewhere(f"{OF_FAMILIES}::test_the_loss_of_a_step_is_the_one_written_out"),
+    "revision": elsewhere("tests/families/test_hub.py::test_only_the_needed_files_are_fetched"),
+    "v2": elsewhere(f"{FAMILIES}::test_v2_is_checked"),
+    "v_parameterization": elsewhere(f"{FAMILIES}::test_v_parameterization_decides_where_the_file_says_nothing"),
+    "vae": elsewhere(f"{FAMILIES}::test_another_vae_takes_the_place_of_the_models_own"),
+    "clip_skip": Proof({"clip_skip": 2}, f"conditioning {LOSS} kinds"),
+    "max_token_length": Proof({"max_token_length": 150}, f"conditioning {LOSS}"),
+    "no_half_vae": Proof({"no_half_vae": True}, ""),
+    # Data
+    "dataset_config": elsewhere(
+        "tests/config/test_config_dataset.py::test_values_are_looked_up_in_subset_then_dataset_then_general_then_default"
+    ),
+    "cache_latents": elsewhere(f"{STEP}::test_cached_latents_change_no_loss"),
+    "vae_batch_size": elsewhere("tests/data_pieces/test_latent_cache.py::test_the_batch_size_changes_no_latent"),
+    "cache_text_encoder_outputs": elsewhere(f"{OF_FAMILIES}::test_text_encoders_are_dropped_and_nothing_else_changes"),
+    "prior_loss_weight": Proof({"prior_loss_weight": 0.5}, LOSS),
+    "max_data_loader_n_workers": Proof({"max_data_loader_n_workers": 2}, "", {"cache_latents": False}),
+    "persistent_data_loader_workers": Proof(
+        {"persistent_data_loader_workers": True}, "", {"cache_latents": False, "max_data_loader_n_workers": 1}
+    ),
+    # Network
+    "network_dim": Proof({"network_dim": 8}, NETWORK),
+    "network_alpha": Proof({"network_alpha": 2.0}, NETWORK),
+    "network_module": Proof({"network_module": "networks.dylora", "network_dim": 4}, LOSS),
+    "network_args": Proof({"network_args": ["conv_dim=2"]}, MODULES),
+    "network_weights": elsewhere(f"{NETS}::test_training_goes_on_from_a_file_at_its_own_strength"),
+    "dim_from_weights": elsewhere(f"{NETS}::test_the_file_tells_its_own_rank_alpha_and_unit"),
+    "base_weights": elsewhere(f"{NETS}::test_base_weights_are_merged_before_training"),
+    "base_weights_multiplier": elsewhere(f"{NETS}::test_base_weights_are_merged_before_training"),
+    "network_train_unet_only": Proof({"network_train_unet_only": True}, f"{MODULES} rates"),
+    "network_train_text_encoder_only": Proof({"network_train_text_encoder_only": True}, f"{MODULES} rates"),
+    "network_dropout": Proof({"network_dropout": 0.5}, LOSS),
+    "scale_weight_norms": Proof({"scale_weight_norms": 1e-4}, LOSS),
+    # Optimizer and schedule
+    "learning_rate": Proof({"learning_rate": 2e-3}, f"rates {LOSS}"),
+    "unet_lr": Proof({"unet_lr": 2e-3}, f"rates {LOSS}"),
+    "text_encoder_lr": Proof({"text_encoder_lr": 2e-3}, f"rates {LOSS}"),
+    "optimizer_type": Proof({"optimizer_type": "AdamW8bit"}, "optimizer learnt"),
+    "optimizer_args": Proof({"optimizer_args": ["betas=0.5,0.9"]}, f"optimizer {LOSS}"),
+    "max_grad_norm": Proof({"max_grad_norm": 1e-9}, LOSS),
+    "lr_scheduler": Proof({"lr_scheduler": "cosine"}, f"rates {LOSS}"),
+    "lr_warmup_steps": Proof({"lr_warmup_steps": 2}, f"rates {LOSS}", {"lr_scheduler": "constant_with_warmup"}),
+    "max_train_steps": Proof({"max_train_steps": 2}, f"{BATCHES} rates"),
+    "max_train_epochs": Proof({"max_train_epochs": 2}, f"{BATCHES} rates"),
+    "gradient_accumulation_steps": Proof({"gradient_accumulation_steps": 2}, BATCHES),
+    "seed": Proof({"seed": 8}, f"start pictures captions latents times conditioning {NOISE}"),
+    # Noise and loss
+    "noise_offset": Proof({"noise_offset": 0.1}, NOISE),
+    "noise_offset_random_strength": Proof({"noise_offset_random_strength": True}, NOISE, {"noise_offset": 0.1}),
+    "adaptive_noise_scale": Proof({"adaptive_noise_scale": 0.1}, NOISE, {"noise_offset": 0.1}),
+    "multires_noise_iterations": Proof({"multires_noise_iterations": 3}, NOISE),
+    "multires_noise_discount": Proof({"multires_noise_discount": 0.8}, NOISE, {"multires_noise_iterations": 3}),
+    "ip_noise_gamma": Proof({"ip_noise_gamma": 0.1}, SEEN),
+    "ip_noise_gamma_random_strength": Proof({"ip_noise_gamma_random_strength": True}, SEEN, {"ip_noise_gamma": 0.1}),
+    "min_timestep": Proof({"min_timestep": 900}, f"times {SEEN}"),
+    "max_timestep": Proof({"max_timestep": 100}, f"times {SEEN}"),
+    "zero_terminal_snr": Proof({"zero_terminal_snr": True}, f"base {SEEN}"),
+    "min_snr_gamma": Proof({"min_snr_gamma": 0.5}, LOSS),
+    "scale_v_pred_loss_like_noise_pred": elsewhere(f"{LOSSES}::test_weights_of_times_are_their_closed_forms"),
+    "v_pred_like_loss": Proof({"v_pred_like_loss": 0.5}, LOSS),
+    "debiased_estimation_loss": Proof({"debiased_estimation_loss": True}, LOSS),
+    "loss_type": Proof({"loss_type": "l1"}, LOSS),
+    "huber_schedule": Proof({"huber_schedule": "exponential"}, LOSS, {"loss_type": "huber"}),
+    "huber_c": Proof({"huber_c": 0.5}, LOSS, {"loss_type": "smooth_l1"}),
+    "huber_scale": Proof({"huber_scale": 2.0}, LOSS, {"loss_type": "huber"}),
+    # Precision, memory, speed
+    "mixed_precision": Proof({"mixed_precision": "bf16"}, f"base conditioning {LOSS}"),
+    "gradient_checkpointing": Proof({"gradient_checkpointing": True}, ""),
+    "cpu_offload_checkpointing": Proof({"cpu_offload_checkpointing": True}, "", {"gradient_checkpointing": True}),
+    "full_bf16": Proof({"full_bf16": True}, f"start {LOSS} kinds", {"mixed_precision": "bf16"}),
+    "fp8_base": Proof({"fp8_base": True}, f"base conditioning {LOSS}", {"mixed_precision": "bf16"}),
+    "fp8_base_unet": Proof({"fp8_base_unet": True}, f"base {LOSS}", {"mixed_precision": "bf16"}),
+    "full_fp16": elsewhere(f"{PRECISION}::test_gradients_in_fp16_are_unscaled"),
+    "xformers": Proof({"xformers": True}, ""),
+    "sdpa": Proof({"sdpa": True}, ""),
+    "mem_eff_attn": Proof({"mem_eff_attn": True}, "base learnt"),
+    "torch_compile": elsewhere(f"{PRECISION}::test_a_compiled_model_learns_the_same"),
+    "dynamo_backend": elsewhere(f"{PRECISION}::test_a_backend_that_cannot_compile_is_named_before_training"),
+    # Saving
+    "output_dir": elsewhere(f"{RUN}::test_a_run_saves_under_kohyas_names_with_its_config_beside"),
+    "output_name": Proof({"output_name": "other"}, "files"),
+    "save_model_as": Proof({"save_model_as": "ckpt"}, "files kinds"),
+    "save_precision": Proof({"save_precision": "fp16"}, "kinds"),
+    "save_every_n_epochs": Proof({"save_every_n_epochs": 1}, "files", {"max_train_epochs": 2}),
+    "training_comment": elsewhere(f"{RUN}::test_the_file_tells_how_it_was_trained"),
+    "no_metadata": Proof({"no_metadata": True}, "kinds"),
+    "overwrite": elsewhere(f"{RUN}::test_existing_outputs_are_refused_before_anything_is_loaded"),
+    # Sample pictures
+    "sample_prompts": elsewhere(f"{RUN}::test_sample_pictures_change_nothing_in_training"),
+    "sample_every_n_epochs": elsewhere(f"{RUN}::test_sampling_by_epochs_wins_over_steps"),
+    "sample_every_n_steps": elsewhere(f"{RUN}::test_sampling_by_epochs_wins_over_steps"),
+    "sample_at_first": elsewhere(f"{RUN}::test_sample_pictures_change_nothing_in_training"),
+    "sample_sampler": elsewhere(f"{RUN}::test_sample_pictures_change_nothing_in_training"),
+    # The dataset toml
+    "dataset.resolution": Proof({"dataset.resolution": 96}, f"pictures sizes captions latents conditioning {NOISE}"),
+    "dataset.batch_size": Proof(
+        {"dataset.batch_size": 1}, f"pictures sizes captions latents times conditioning {NOISE}"
+    ),
+    "dataset.enable_bucket": elsewhere("tests/tables/test_buckets.py::test_buckets_and_choices_equal_the_reference"),
+    "dataset.min_bucket_reso": elsewhere("tests/tables/test_buckets.py::test_buckets_and_choices_equal_the_reference"),
+    "dataset.max_bucket_reso": elsewhere("tests/tables/test_buckets.py::test_buckets_and_choices_equal_the_reference"),
+    "dataset.bucket_reso_steps": elsewhere(
+        "tests/tables/test_buckets.py::test_buckets_and_choices_equal_the_reference"
+    ),
+    "dataset.bucket_no_upscale": elsewhere(
+        "tests/data_pieces/test_training_set.py::test_no_upscale_keeps_small_pictures"
+    ),
+    "dataset.image_dir": elsewhere(
+        "tests/data_pieces/test_training_set.py::test_pictures_carry_size_bucket_caption_and_repeats"
+    ),
+    "dataset.is_reg": elsewhere(f"{STEP}::test_regularisation_pictures_count_by_their_weight"),
+    "dataset.num_repeats": Proof({"dataset.num_repeats": 3}, f"pictures captions latents {SEEN}"),
+    "dataset.class_tokens": elsewhere(
+        "tests/data_pieces/test_captions.py::test_a_missing_caption_is_the_class_tokens_an_empty_one_is_empty"
+    ),
+    "dataset.caption_extension": elsewhere(
+        "tests/data_pieces/test_training_set.py::test_the_subsets_caption_extension_comes_first"
+    ),
+    "dataset.shuffle_caption": Proof({"dataset.shuffle_caption": True}, TEXT, {"dataset.caption_separator": " "}),
+    "dataset.keep_tokens": Proof({"dataset.keep_tokens": 2}, TEXT, PARTS),
+    "dataset.caption_separator": Proof({"dataset.caption_separator": " "}, TEXT, {"dataset.shuffle_caption": True}),
+    "dataset.caption_prefix": Proof({"dataset.caption_prefix": "sks"}, TEXT),
+    "dataset.caption_suffix": Proof({"dataset.caption_suffix": "sks"}, TEXT),
+    "dataset.flip_aug": Proof({"dataset.flip_aug": True}, f"pictures {LATENTS}"),
+    "dataset.caption_dropout_rate": Proof({"dataset.caption_dropout_rate": 0.5}, TEXT),
+}
