@@ -282,6 +282,8 @@ def widget(leaf: Leaf, prefix: str, shown: Any) -> Component:
     if leaf.kind == "choice":
         none = [(UNSET, "")] if leaf.optional else []
         return gr.Dropdown([*none, *((choice, choice) for choice in leaf.choices)], value=value, **common)
+    if leaf.suggestions:
+        return gr.Dropdown(list(leaf.suggestions), value=value, allow_custom_value=True, **common)
     if is_number(leaf):
         return gr.Number(value, step=_step(leaf), placeholder=UNSET if leaf.optional else "", **common)
     several = leaf.kind in ("list", "table") or leaf.widget == "text"

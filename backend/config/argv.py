@@ -193,6 +193,8 @@ def describe(leaf: Leaf) -> str:
     parts = [leaf.help]
     if bounds(leaf.element):
         parts.append(f"{bounds(leaf.element).capitalize()}.")
+    if leaf.suggestions:
+        parts.append(f"Known: {', '.join(leaf.suggestions)}.")
     if leaf.aliases:
         parts.append(f"Also: {', '.join('--' + alias for alias in leaf.aliases)}.")
     if leaf.required:

@@ -34,6 +34,7 @@ class Option:
         aliases: other names of the field, as flags and as toml keys.
         spellings: pairs of (another spelling of a value, the value), such as ("lora", "networks.lora").
         widget: a hint for the form, such as "folder", "file" or "text".
+        suggestions: usual values of a text; the form offers them, any case of them is understood, others are allowed.
     """
 
     advanced: bool = False
@@ -41,6 +42,7 @@ class Option:
     aliases: tuple[str, ...] = ()
     spellings: tuple[tuple[str, Any], ...] = ()
     widget: str = ""
+    suggestions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Leaf:
     aliases: tuple[str, ...] = ()
     spellings: tuple[tuple[str, Any], ...] = ()
     widget: str = ""
+    suggestions: tuple[str, ...] = ()
 
     @property
     def element(self) -> "Leaf":
@@ -123,10 +126,11 @@ def plain_value(leaf: Leaf, value: Any) -> Any:
 
 
 def spelled(leaf: Leaf, value: Any) -> Any:
-    """A choice as it is declared, whatever its case or other spelling; any other value as it is."""
+    """A choice or suggestion as it is declared, whatever its case or other spelling; any other value as it is."""
     if not isinstance(value, str):
         return value
-    known = {choice.lower(): choice for choice in leaf.choices} | {a.lower(): b for a, b in leaf.spellings}
+    known = {choice.lower(): choice for choice in (*leaf.choices, *leaf.suggestions)}
+    known |= {a.lower(): b for a, b in leaf.spellings}
     return known.get(value.strip().lower(), value)
 
 

@@ -46,6 +46,7 @@ def _table(title: str, members: list[Leaf]) -> str:
 def _row(leaf: Leaf) -> tuple[str, str, str, str]:
     kind = leaf.element.kind
     value = ", ".join(leaf.choices) if kind == "choice" else "key=value" if kind == "table" else kind
+    value = f"{value}: {', '.join(leaf.suggestions)}, or another" if leaf.suggestions else value
     value = f"list of {value}" if leaf.kind == "list" else value
     limits = bounds(leaf.element)
     default = "required" if leaf.required else "" if leaf.default in (None, (), {}, "") else f"`{_plain(leaf.default)}`"

@@ -22,7 +22,7 @@ from backend.errors import UserError
 from backend.header import METADATA_KEY, pack_header, read_header
 from backend.lora.layer import Layer, LoraLayer
 from backend.lora.loha import LohaLayer
-from backend.lora.metadata import hashes
+from backend.lora.metadata import MODEL_HASH, MODEL_SPEC, MODEL_SPEC_HASH, hashes
 from backend.lora.pickled import load_pickled, save_pickled
 from backend.lora.spelling import ALPHA, family_keys, family_of, module_key, split_name
 from backend.lora.stream import bytes_of, entries_of, pour
@@ -268,6 +268,8 @@ def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: Mapping
     body = [bytes_of(tensors[name]) for name in entries]
     kept = {name: str(value) for name, value in metadata.items()}
     kept |= hashes(kept, entries, body)
+    if MODEL_SPEC in kept:
+        kept[MODEL_SPEC_HASH] = f"0x{kept[MODEL_HASH]}"
     with open(path, "wb") as file:
         file.write(pack_header({METADATA_KEY: kept, **entries}))
         pour(file, iter(body))

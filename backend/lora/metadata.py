@@ -14,6 +14,8 @@ from typing import Any
 from backend.header import METADATA_KEY, pack_header, read_header
 
 MODEL_HASH, LEGACY_HASH = "sshs_model_hash", "sshs_legacy_hash"
+# ModelSpec's hash covers the same bytes as the first of these.
+MODEL_SPEC, MODEL_SPEC_HASH = "modelspec.sai_model_spec", "modelspec.hash_sha256"
 # The old hash of the WebUI's extension covers these bytes of the file and nothing else.
 LEGACY_START, LEGACY_LENGTH = 0x100000, 0x10000
 CHUNK = 1 << 20
@@ -152,7 +154,7 @@ def modelspec(
     written_at: float,
     prediction_type: str = "epsilon",
     implementation: str = "diffusers",
-    encoder_layer: int | None = None,
+    described: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """The `modelspec.*` fields of a LoRA (ModelSpec 1.0.1, https://github.com/Stability-AI/ModelSpec).
 
@@ -163,11 +165,11 @@ def modelspec(
         written_at: unix time in seconds.
         prediction_type: "epsilon" or "v".
         implementation: the code that the file is meant for.
-        encoder_layer: layer of the text encoder that was read, from the end; None is the model's own.
+        described: further fields by name, such as "author", "timestep_range" (the text "0,1000") or "encoder_layer" (of
+            the text encoder, from the end); a title among them is taken in place of `title`. None is left out.
     """
-    layer = {} if encoder_layer is None else {"modelspec.encoder_layer": str(encoder_layer)}
-    return layer | {
-        "modelspec.sai_model_spec": "1.0.1",
+    fields = {
+        MODEL_SPEC: "1.0.1",
         "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": implementation,
         "modelspec.title": title,
@@ -175,6 +177,7 @@ def modelspec(
         "modelspec.date": datetime.fromtimestamp(int(written_at), UTC).replace(tzinfo=None).isoformat(),
         "modelspec.prediction_type": prediction_type,
     }
+    return fields | {f"modelspec.{name}": str(value) for name, value in (described or {}).items() if value is not None}
 
 
 def hashes(metadata: Mapping[str, str], tensors: Mapping[str, object], body: Iterable[bytes]) -> dict[str, str]:

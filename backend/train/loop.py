@@ -14,9 +14,9 @@ from backend.terminal import say
 from backend.train.feed import MicroBatch, grouped
 from backend.train.loss import sample_weights, weighted_share
 from backend.train.noise import disturbed, draw_timesteps, training_noise
-from backend.train.optim import set_rates
+from backend.train.optimizers import at_rest, effective_rates, set_rates
 from backend.train.progress import Progress
-from backend.train.saving import save_network
+from backend.train.saving import save_epoch, save_network, save_step
 from backend.train.setup import Run, prepare
 from backend.train.stop import StopRequest
 
@@ -43,7 +43,7 @@ def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> T
         micro_batches: what the step learns from.
     """
     model, device, objective, options = run.model, run.accelerator.device, run.objective, run.config.noise
-    set_rates(run.optimizer, run.peaks, run.schedule(step))
+    set_rates(run.optimizer, run.rates(step))
     samples = sum(len(batch.items) for batch, _, _ in micro_batches)
     loss = torch.zeros((), device=device)
     first = 0
@@ -94,7 +94,7 @@ def train(run: Run) -> Progress:
     try:
         with StopRequest() as stop:
             if run.sampling.at_first:
-                with progress.paused():
+                with progress.paused(), at_rest(run.optimizer):
                     run.sampling.draw(run.model, run.network, run.accelerator, step, "000000")
             for epoch in range(run.epochs):
                 fed = run.feed(run.training_set.epoch_batches(run.seed, epoch))
@@ -102,27 +102,38 @@ def train(run: Run) -> Progress:
                     loss = training_step(run, step, micro_batches)
                     step += 1
                     progress.step(step, epoch + 1, loss, current_rates(run))
-                    if run.sampling.after_step(step):
-                        with progress.paused():
-                            run.sampling.draw(run.model, run.network, run.accelerator, step, f"{step:06d}")
+                    after_step(run, progress, step, epoch + 1)
                     if step == run.total_steps:
                         break
                     if stop.asked:
                         stop_early(run, progress, step, epoch)
-                with progress.paused():
+                with progress.paused(), at_rest(run.optimizer):
                     after_epoch(run, progress, step, epoch + 1)
     finally:
         progress.close()
     return progress
 
 
+def after_step(run: Run, progress: Progress, step: int, epoch: int) -> None:
+    """Save and sample where it is time for that after `step` steps, in epoch `epoch`."""
+    saving, sampling = run.saves.after_step(step), run.sampling.after_step(step)
+    if not (saving or sampling):
+        return
+    with progress.paused(), at_rest(run.optimizer):
+        if saving:
+            progress.settle()
+            save_step(run, step, epoch)
+        if sampling:
+            run.sampling.draw(run.model, run.network, run.accelerator, step, f"{step:06d}")
+
+
 def after_epoch(run: Run, progress: Progress, step: int, epoch: int) -> None:
     """Save and sample after `epoch` epochs; the last one is saved under the final name only, as users know it."""
     progress.settle()
-    every, final = run.config.save.save_every_n_epochs, step == run.total_steps
-    if final or (every and epoch % every == 0):
-        path = run.outputs.final if final else run.outputs.epoch(epoch)
-        save_network(run, path, step, epoch, final)
+    if step == run.total_steps:
+        save_network(run, run.outputs.final, step, epoch, final=True)
+    elif run.saves.after_epoch(epoch):
+        save_epoch(run, step, epoch)
     if run.sampling.after_epoch(epoch):
         run.sampling.draw(run.model, run.network, run.accelerator, step, f"e{epoch:06d}")
 
@@ -135,11 +146,13 @@ def stop_early(run: Run, progress: Progress, step: int, epoch: int) -> None:
     """
     progress.settle()
     path = run.outputs.step(step)
-    save_network(run, path, step, epoch + 1, final=False)
+    with at_rest(run.optimizer):
+        save_network(run, path, step, epoch + 1, final=False)
     say(f"Stopped after step {step} of {run.total_steps}; the network so far is {path}")
     raise KeyboardInterrupt
 
 
 def current_rates(run: Run) -> dict[str, float]:
-    """The learning rate of each parameter group by name."""
-    return {name: group["lr"] for name, group in zip(run.group_names, run.optimizer.param_groups, strict=True)}
+    """The learning rate of each parameter group by name, as the optimizer has it after the step."""
+    inner = getattr(run.optimizer, "optimizer", run.optimizer)
+    return dict(zip(run.group_names, effective_rates(inner), strict=True))

@@ -2,9 +2,11 @@
 
 import re
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from backend.config.training.save import Save
 from backend.errors import UserError
 from backend.replacing import replacing
 
@@ -33,7 +35,7 @@ class Outputs:
         return self.folder / f"{self.name}-{epoch:06d}.{self.extension}"
 
     def step(self, step: int) -> Path:
-        """The file of a run that was stopped after `step` steps."""
+        """The file after `step` steps."""
         return self.folder / f"{self.name}-step{step:08d}.{self.extension}"
 
     @property
@@ -70,6 +72,45 @@ class Outputs:
         """Files of earlier runs of this name that this one might replace."""
         pattern = re.compile(rf"{re.escape(self.name)}(-\d{{6}}|-step\d{{8}})?\.{self.extension}")
         return sorted(path for path in self.folder.iterdir() if pattern.fullmatch(path.name))
+
+
+@dataclass(frozen=True)
+class SavePlan:
+    """When a run saves on the way to its end, and which of these files it keeps.
+
+    Attributes:
+        every_epochs, every_steps: save after so many; None is never.
+        last_epochs: keep so many of the files saved after epochs; None is all.
+        last_steps: keep the files saved within the last so many steps; None is all.
+    """
+
+    every_epochs: int | None = None
+    every_steps: int | None = None
+    last_epochs: int | None = None
+    last_steps: int | None = None
+
+    @classmethod
+    def of(cls, options: Save, epochs: int) -> "SavePlan":
+        """What the options mean for a run of so many epochs."""
+        ratio = options.save_n_epoch_ratio
+        every_epochs = max(1, epochs // ratio) if ratio else options.save_every_n_epochs
+        return cls(every_epochs, options.save_every_n_steps, options.save_last_n_epochs, options.save_last_n_steps)
+
+    def after_epoch(self, epoch: int) -> bool:
+        """Whether to save after so many epochs."""
+        return bool(self.every_epochs) and epoch % self.every_epochs == 0
+
+    def after_step(self, step: int) -> bool:
+        """Whether to save after so many steps."""
+        return bool(self.every_steps) and step % self.every_steps == 0
+
+    def old_epochs(self, saved: Collection[int]) -> list[int]:
+        """Of the epochs that were saved, the newest among them, those whose files are to go."""
+        return sorted(saved)[: -self.last_epochs] if self.last_epochs else []
+
+    def old_steps(self, saved: Collection[int]) -> list[int]:
+        """Of the steps that were saved, the newest among them, those whose files are to go."""
+        return [step for step in sorted(saved) if self.last_steps and step < max(saved) - self.last_steps]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,7 +1,6 @@
 """Writing the network with what a reader of the file wants to know about its training."""
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,11 @@ import torch
 from backend import events
 from backend.config.base import values
 from backend.config.training.network import Network as NetworkOptions
+from backend.config.training.optim import Optim
 from backend.errors import UserError
 from backend.lora.metadata import TrainingFacts, minimum_metadata, modelspec, training_metadata
-from backend.terminal import say
+from backend.tables.optimizers import find_row, sets_own_rates
+from backend.terminal import say, warn
 from backend.train.progress import all_finite
 from backend.train.setup import Run
 
@@ -36,6 +37,34 @@ def save_network(run: Run, path: Path, step: int, epoch: int, final: bool) -> No
     say(f"Saved {path}")
 
 
+def save_epoch(run: Run, step: int, epoch: int) -> None:
+    """Save after `epoch` epochs, then remove this run's files of epochs that are not to be kept."""
+    save_network(run, run.outputs.epoch(epoch), step, epoch, final=False)
+    run.saved_epochs.append(epoch)
+    for old in run.saves.old_epochs(run.saved_epochs):
+        run.saved_epochs.remove(old)
+        remove(run.outputs.epoch(old))
+
+
+def save_step(run: Run, step: int, epoch: int) -> None:
+    """Save after `step` steps, then remove this run's files of steps that are not to be kept."""
+    save_network(run, run.outputs.step(step), step, epoch, final=False)
+    run.saved_steps.append(step)
+    for old in run.saves.old_steps(run.saved_steps):
+        run.saved_steps.remove(old)
+        remove(run.outputs.step(old))
+
+
+def remove(path: Path) -> None:
+    """Remove a file that was saved earlier; one that cannot be removed costs a warning and not the run."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        warn(f"{path} could not be removed ({error.strerror or error})")
+    else:
+        say(f"Removed {path}")
+
+
 def metadata(run: Run, path: Path, step: int, epoch: int) -> dict[str, str]:
     """The `ss_*` and `modelspec.*` fields of a file written after `step` steps, in epoch `epoch`."""
     family, now = run.model.family, time.time()
@@ -55,6 +84,7 @@ def metadata(run: Run, path: Path, step: int, epoch: int) -> dict[str, str]:
         **run.base_hashes,
     )
     changes = {"max_train_steps": run.total_steps, **network_facts(run.config.network, run.network)}
+    changes |= rate_facts(run.config.optim)
     found = training_metadata(values(run.config), facts, changes)
     found |= run.training_set.info
     if run.config.save.no_metadata:
@@ -62,8 +92,16 @@ def metadata(run: Run, path: Path, step: int, epoch: int) -> dict[str, str]:
     resolution = run.training_set.datasets[0].resolution
     prediction_type = {"epsilon": "epsilon", "v_prediction": "v"}[run.objective.diffusion.prediction_type]
     architecture = family.architecture(run.model.predicts_v)
-    layer = run.config.model.clip_skip
-    return found | modelspec(architecture, path.stem, resolution, now, prediction_type, family.implementation, layer)
+    described = {"encoder_layer": run.config.model.clip_skip, "timestep_range": timestep_range(run), **run.description}
+    return found | modelspec(
+        architecture, path.stem, resolution, now, prediction_type, family.implementation, described
+    )
+
+
+def timestep_range(run: Run) -> str | None:
+    """The times that were trained on, as ModelSpec wants them; None where all were."""
+    times, count = run.objective.times, len(run.objective.diffusion.alphas_cumprod)
+    return None if (times.start, times.stop) == (0, count) else f"{times.start},{times.stop}"
 
 
 def network_facts(options: NetworkOptions, network: Any) -> dict[str, object]:
@@ -77,9 +115,18 @@ def network_facts(options: NetworkOptions, network: Any) -> dict[str, object]:
     }
 
 
+def rate_facts(options: Optim) -> dict[str, object]:
+    """What says more of the rates than the options that stand by their names, as readers know it."""
+    if sets_own_rates(options.optimizer, options.optimizer_args):
+        rates = dict.fromkeys(("learning_rate", "unet_lr", "text_encoder_lr"))
+        return {**rates, "lr_scheduler": f"adafactor:{options.learning_rate}"}
+    return {"lr_scheduler": options.lr_scheduler_type} if options.lr_scheduler_type else {}
+
+
 def optimizer_name(run: Run) -> str:
-    """The optimizer's class, with its arguments in brackets if it was given any."""
+    """The optimizer's class, with its arguments in brackets where they are not the class's own."""
     inner = run.optimizer.optimizer
-    arguments: Mapping[str, object] = run.config.optim.optimizer_args
+    row = find_row(run.config.optim.optimizer)
+    arguments = {**dict(row.options), **run.config.optim.optimizer_args}
     listed = ",".join(f"{key}={value}" for key, value in arguments.items())
     return f"{type(inner).__module__}.{type(inner).__name__}" + (f"({listed})" if listed else "")

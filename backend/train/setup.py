@@ -2,7 +2,7 @@
 
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -21,13 +21,15 @@ from backend.families.model import Model
 from backend.lora.file import read_lora
 from backend.terminal import say, warn
 from backend.train.build import make_network
+from backend.train.description import describe_file
 from backend.train.device import compile_model, make_accelerator, network_dtype, place_model, shrink_model
 from backend.train.feed import Feed, make_feed
 from backend.train.loss import Objective, make_objective
 from backend.train.noise import diffusion_of
-from backend.train.optim import Schedule, check_optimizer, make_optimizer, make_schedule
-from backend.train.outputs import Outputs, write_text
+from backend.train.optimizers import check_optimizer, check_rates, make_optimizer, notes
+from backend.train.outputs import Outputs, SavePlan, write_text
 from backend.train.samples import Sampling, make_sampling, wanted
+from backend.train.schedules import Rates, make_rates
 from backend.train.text import CaptionEncoder, KnownCaptions, encode_all
 
 VAE_FIELDS = {"sd_model_name": "vae_name", "sd_model_hash": "vae_hash", "new_sd_model_hash": "new_vae_hash"}
@@ -41,8 +43,12 @@ class Run:
         encode_captions: captions to conditioning.
         feed: batches to (batch, latents).
         peaks: the peak learning rate of each of the optimizer's parameter groups, named by `group_names`.
+        rates: the rate of each of these groups by the number of steps done.
+        saves: when to save on the way, and what of that to keep.
+        description: what the file says of itself, by ModelSpec's names.
         total_steps, epochs: length of the run.
         started_at: unix time.
+        saved_epochs, saved_steps: where this run has saved on the way, as far as the files are still there.
     """
 
     config: TrainNetwork
@@ -57,12 +63,16 @@ class Run:
     optimizer: Optimizer
     group_names: tuple[str, ...]
     peaks: tuple[float, ...]
-    schedule: Schedule
+    rates: Rates
     sampling: Sampling
     outputs: Outputs
+    saves: SavePlan
+    description: dict[str, str]
     total_steps: int
     epochs: int
     started_at: float
+    saved_epochs: list[int] = field(default_factory=list)
+    saved_steps: list[int] = field(default_factory=list)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -89,15 +99,17 @@ def prepare(config: TrainNetwork) -> Run:
     config, seed = with_seed(config)
     training_set = TrainingSet.scan(DatasetConfig.load(config.data.dataset_config))
     wanted(config.samples)
-    check_optimizer(config.optim.optimizer_type, config.optim.optimizer_args)
+    description = describe_file(config.description)
+    optim = config.optim
+    check_optimizer(optim.optimizer, optim.optimizer_args)
     for path in (config.network.network_weights, *config.network.base_weights):
         if path is not None:
             read_lora(path)
-    for warning in training_set.warnings:
+    for warning in (*training_set.warnings, *notes(optim, torch.cuda.is_available())):
         warn(warning)
     check_captions(config, training_set)
     total_steps, epochs = length(config, training_set.batches_per_epoch())
-    schedule = make_schedule(config.optim.lr_scheduler, config.optim.lr_warmup_steps, total_steps)
+    check_rates(optim.optimizer, make_rates(optim, total_steps, [optim.learning_rate]), total_steps)
 
     accelerator, dtype = make_accelerator(config.speed)
     events.emit("phase", name="loading", step=0, total=1)
@@ -120,11 +132,10 @@ def prepare(config: TrainNetwork) -> Run:
     if config.data.cache_latents and not sampling.requests:
         model.vae = nn.Module()  # nothing needs it any more, so its memory is given back
 
-    optim = config.optim
     groups = network.parameter_groups(optim.text_encoder_lr or None, optim.unet_lr, optim.learning_rate)
     network.train_only(groups)
     parameters = [{"params": group.params, "lr": group.lr} for group in groups]
-    optimizer = accelerator.prepare(make_optimizer(optim.optimizer_type, parameters, optim.optimizer_args))
+    optimizer = accelerator.prepare(make_optimizer(optim.optimizer, parameters, optim.optimizer_args))
     encode_captions = CaptionEncoder(model, trained=any(group.name.startswith("text_encoder") for group in groups))
     if config.data.cache_text_encoder_outputs:
         with accelerator.autocast():
@@ -144,9 +155,11 @@ def prepare(config: TrainNetwork) -> Run:
         optimizer=optimizer,
         group_names=tuple(group.name for group in groups),
         peaks=tuple(group.lr for group in groups),
-        schedule=schedule,
+        rates=make_rates(optim, total_steps, [group.lr for group in groups]),
         sampling=sampling,
         outputs=outputs,
+        saves=SavePlan.of(config.save, epochs),
+        description=description,
         total_steps=total_steps,
         epochs=epochs,
         started_at=started_at,

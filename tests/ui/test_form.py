@@ -100,6 +100,19 @@ def test_defaults_survive_the_form_of_every_command() -> None:
         assert set(left) - {"prompt"} == asked
 
 
+def test_a_text_with_suggestions_is_a_choice_that_takes_others() -> None:
+    form = draw(TrainNetwork)
+    widget, place = form.widgets["optimizer_type"], list(form.widgets).index("optimizer_type")
+    assert isinstance(widget, gr.Dropdown) and widget.allow_custom_value and widget.value == "AdamW"
+    assert ("Prodigy", "Prodigy") in widget.choices
+    shown = [to_widget(leaf, leaf.default) for leaf in form.leaves.values()]
+    for typed, meant in (("my.own.Optimizer", "my.own.Optimizer"), ("dadaptadam", "DAdaptAdam")):
+        values, problems = form.read([*shown[:place], typed, *shown[place + 1 :]])
+        assert problems == {}
+        asked = {"pretrained_model_name_or_path": "m", "dataset_config": "d", "output_dir": "o"}
+        assert base.resolve(TrainNetwork, values | asked).optim.optimizer == meant
+
+
 def test_widgets_start_with_the_defaults() -> None:
     form = draw(TrainNetwork)
     assert form.widgets["learning_rate"].value == 1e-4

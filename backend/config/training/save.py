@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from backend.config.declare import Option, Section
+from backend.config.declare import Option, Section, reject
 
 ADVANCED = Option(advanced=True)
 
@@ -27,7 +27,19 @@ class Save(Section):
     """Precision of the saved numbers; left out, as trained."""
 
     save_every_n_epochs: int | None = Field(None, ge=1)
-    """Also save after every so many epochs."""
+    """Also save after every so many epochs. The last epoch is saved under the final name only."""
+
+    save_every_n_steps: int | None = Field(None, ge=1)
+    """Also save after every so many steps."""
+
+    save_n_epoch_ratio: Annotated[int | None, ADVANCED] = Field(None, ge=1)
+    """Also save at least so many times over the run, at the ends of epochs, in place of save_every_n_epochs."""
+
+    save_last_n_epochs: Annotated[int | None, ADVANCED] = Field(None, ge=1)
+    """Of the files saved after epochs keep so many, and remove this run's older ones."""
+
+    save_last_n_steps: Annotated[int | None, ADVANCED] = Field(None, ge=1)
+    """Of the files saved after steps keep those of the last so many steps, and remove this run's older ones."""
 
     training_comment: Annotated[str | None, ADVANCED] = None
     """A remark that is kept in the file's metadata."""
@@ -44,3 +56,13 @@ class Save(Section):
         if not value.strip() or value.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', value):
             raise ValueError(f'must be a plain file name without a folder, got "{value}"')
         return value
+
+    @model_validator(mode="after")
+    def _what_is_kept_is_saved(self) -> "Save":
+        if self.save_n_epoch_ratio and self.save_every_n_epochs:
+            reject("save_n_epoch_ratio", "cannot be set together with save_every_n_epochs; choose one")
+        if self.save_last_n_epochs and not (self.save_every_n_epochs or self.save_n_epoch_ratio):
+            reject("save_last_n_epochs", "has no effect without save_every_n_epochs or save_n_epoch_ratio; set one")
+        if self.save_last_n_steps and not self.save_every_n_steps:
+            reject("save_last_n_steps", "has no effect without save_every_n_steps; set it too")
+        return self
