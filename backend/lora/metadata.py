@@ -41,6 +41,9 @@ OPTIONS = (
     "seed",
     "training_comment",
     "max_grad_norm",
+    "caption_dropout_rate",
+    "caption_dropout_every_n_epochs",
+    "caption_tag_dropout_rate",
     "prior_loss_weight",
     "scale_weight_norms",
 )
@@ -65,8 +68,6 @@ OFF: Mapping[str, Any] = {
     "huber_c": 0.1,
     "fp8_base": False,
     "fp8_base_unet": False,
-    "caption_dropout_every_n_epochs": 0,
-    "caption_tag_dropout_rate": 0.0,
     "face_crop_aug_range": None,
     "resize_interpolation": None,
     "validation_seed": None,

@@ -18,6 +18,13 @@ class Options:
     caption_prefix: str | None = None
     caption_suffix: str | None = None
     caption_dropout_rate: float = 0.0
+    keep_tokens_separator: str | None = None
+    secondary_separator: str | None = None
+    enable_wildcard: bool = False
+    caption_dropout_every_n_epochs: int = 0
+    caption_tag_dropout_rate: float = 0.0
+    token_warmup_min: int = 1
+    token_warmup_step: float = 0.0
 
 
 def build(text: str, seed: int = 0, **options) -> str:
