@@ -146,7 +146,8 @@ def build_caption(text: str, options: CaptionOptions, rng: random.Random, moment
     if dropped or (every and (moment.epoch + 1) % every == 0):
         return ""
     if options.enable_wildcard:
-        text = rng.choice(lines_of(text) or [""])
+        lines = lines_of(text)
+        text = rng.choice(lines) if len(lines) > 1 else "".join(lines)
     caption = " ".join(part for part in (options.caption_prefix, text, options.caption_suffix) if part)
     if options.enable_wildcard:
         caption = fill_wildcards(caption, rng)

@@ -24,8 +24,8 @@ def parse_weights(text: str) -> Weighted:
     r"""Read the weights of a caption, as the WebUI writes them.
 
     `(a)` is a times 1.1, `[a]` a divided by 1.1, `(a:1.3)` a times 1.3; brackets within brackets multiply. `\(`, `\)`,
-    `\[`, `\]` and `\\` are the characters themselves. A bracket that is never closed reaches to the end, and a closing
-    one without a partner is text.
+    `\[`, `\]` and `\\` are the characters themselves; any other backslash is passed over. A bracket that is never closed
+    reaches to the end, and a closing one without a partner is text.
     """
     found: list[tuple[str, float]] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}  # where in `found` each open bracket begins
@@ -44,7 +44,7 @@ def parse_weights(text: str) -> Weighted:
         elif word == "]" and opened["["]:
             scale(opened["["].pop(), SQUARE)
         else:
-            found.append((word[1:] if len(word) == 2 and word[0] == "\\" else word, 1.0))
+            found.append((word.removeprefix("\\"), 1.0))
     for bracket, factor in (("(", ROUND), ("[", SQUARE)):
         for start in opened[bracket]:
             scale(start, factor)
