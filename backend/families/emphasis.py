@@ -24,7 +24,7 @@ def parse_weights(text: str) -> Weighted:
     r"""Read the weights of a caption, as the WebUI writes them.
 
     `(a)` is a times 1.1, `[a]` a divided by 1.1, `(a:1.3)` a times 1.3; brackets within brackets multiply. `\(`, `\)`,
-    `\[`, `\]` and `\\` are the characters themselves; any other backslash is passed over. A bracket that is never closed
+    `\[`, `\]` and `\\` are themselves; any other backslash is passed over. A bracket that is never closed
     reaches to the end, and a closing one without a partner is text.
     """
     found: list[tuple[str, float]] = []
@@ -77,7 +77,8 @@ def emphasise(states: Tensor, weights: Tensor, widths: Sequence[int]) -> Tensor:
         [B, T, D]; a caption whose weights are all 1 is as it was, bit for bit.
     """
     parts = []
-    for part in states.split(list(widths), dim=-1):
+    for piece in states.split(list(widths), dim=-1):
+        part = piece.contiguous()  # so that both means are taken in one order, and equal states have equal ones
         weighted = part * weights.to(part)[..., None]
         before, after = (each.float().mean(dim=(1, 2)) for each in (part, weighted))
         least = SOUND * part.float().abs().mean(dim=(1, 2))
