@@ -140,7 +140,7 @@ def test_a_wrong_flag_is_named_as_what_it_is(folders, tmp_path):
 def test_json_says_the_same_as_toml(tmp_path):
     tables = {"general": {"flip_aug": True}, "datasets": [{"resolution": 64, "subsets": [{"image_dir": "a"}]}]}
     path = tmp_path / "d.JSON"
-    tables["datasets"][0]["subsets"][0]["class_tokens"] = None
+    tables["datasets"][0]["subsets"][0]["num_repeats"] = None
     path.write_text(json.dumps(tables))
     text = "[general]\nflip_aug = true\n[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = 'a'\n"
     assert DatasetConfig.load(path) == DatasetConfig.loads(text)
