@@ -30,7 +30,7 @@ class TrainNetwork(Command):
 
     model: Model
     data: Data
-    dataset: DatasetFlags
+    dataset_defaults: DatasetFlags
     network: Network
     optim: Optim
     speed: Speed

@@ -17,7 +17,7 @@ def list_samples(config: TrainNetwork) -> None:
         UserError: the dataset cannot be used.
     """
     config, seed = with_seed(config)
-    training_set = TrainingSet.scan(dataset_of(config.data, config.dataset.keys()))
+    training_set = TrainingSet.scan(dataset_of(config.data, config.dataset_defaults.keys()))
     for warning in training_set.warnings:
         warn(warning)
     check_captions(config, training_set)

@@ -89,7 +89,7 @@ def prepare(config: TrainNetwork) -> Run:
     outputs = Outputs(config.save.output_dir, config.save.output_name, config.save.save_model_as)
     outputs.prepare(config.save.overwrite)
     config, seed = with_seed(config)
-    training_set = TrainingSet.scan(dataset_of(config.data, config.dataset.keys()))
+    training_set = TrainingSet.scan(dataset_of(config.data, config.dataset_defaults.keys()))
     wanted(config.samples)
     check_optimizer(config.optim.optimizer_type, config.optim.optimizer_args)
     for path in (config.network.network_weights, *config.network.base_weights):

@@ -21,7 +21,7 @@ def config(**options: object) -> TrainNetwork:
 
 def dataset(**options: object) -> DatasetConfig:
     found = config(**options)
-    return dataset_of(found.data, found.dataset.keys())
+    return dataset_of(found.data, found.dataset_defaults.keys())
 
 
 def problem(**options: object) -> str:
@@ -47,7 +47,7 @@ def test_every_key_of_the_toml_has_a_flag_of_the_same_declaration():
             assert name not in flags
             continue
         flag = flags[FLAGS.get(name, name)]
-        assert (flag.section, flag.advanced) == ("dataset", name != "resolution")
+        assert (flag.section, flag.advanced) == ("dataset_defaults", name != "resolution")
         if name != "resolution":
             same = ("kind", "default", "help", "ge", "gt", "le", "multiple_of", "aliases")
             assert [getattr(flag, each) for each in same] == [getattr(key, each) for each in same]
