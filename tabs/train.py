@@ -49,7 +49,7 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> gr.Timer:
             search = gr.Column(elem_id="search")
             form = draw_form(
                 TrainNetwork,
-                skip=("dataset_config", "output_dir"),
+                skip=("dataset_config", "train_data_dir", "reg_data_dir", "in_json", "output_dir"),
                 special={"model": _model_widget(workspace), "sample_prompts": _prompts_widget},
                 opened=("model", "network", "optim", "samples"),
                 below={"network_args": lambda: blocks.append(draw_block_box())},

@@ -198,7 +198,7 @@ def describe(leaf: Leaf) -> str:
     if leaf.aliases:
         parts.append(f"Also: {', '.join('--' + alias for alias in leaf.aliases)}.")
     if leaf.required:
-        parts.append("Required.")
+        parts.append(f"Required{''.join(f', or {other}' for other in leaf.alternatives)}.")
     elif leaf.kind != "bool" and leaf.default not in (None, (), {}, ""):
         parts.append(f"Default: {leaf.default if leaf.kind == 'choice' else shown(leaf.default)}.")
     return " ".join(part for part in parts if part)

@@ -1,6 +1,7 @@
 """The dataset toml of sd-scripts: `[general]`, `[[datasets]]`, `[[datasets.subsets]]`, with every key checked.
 
-A value is looked up in the subset, then its dataset, then `[general]`, then the default.
+A value is looked up in the subset, then its dataset, then `[general]`, then the command line, then the default. Most
+options here are flags of `train_network` too (backend/config/training/dataset.py).
 """
 
 import re
@@ -11,11 +12,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from backend.config.dataset_reader import Reader
 from backend.config.declare import Option, Section, reject, section_leaves
-from backend.config.merge import Problems, validate_section
-from backend.config.messages import did_you_mean, shown
-from backend.config.toml import load, loads
-from backend.errors import ConfigError
+from backend.config.messages import shown
+from backend.config.toml import load, load_json, loads
 
 ADVANCED = Option(advanced=True)
 PIXELS = 8  # one latent pixel
@@ -26,7 +26,12 @@ class SubsetOptions(Section):
     """Folder of pictures."""
 
     image_dir: Annotated[Path, Option(widget="folder")]
-    """Folder with the pictures and, beside each, its caption file."""
+    """Folder with the pictures and, beside each, its caption file. With metadata_file, where the relative paths in it
+    begin; left out, its own folder."""
+
+    metadata_file: Annotated[Path | None, Option(widget="file", advanced=True)] = None
+    """JSON file that names the pictures and their captions: path -> {"caption", "tags"}. Caption files are not read
+    then."""
 
     is_reg: bool = False
     """These are regularisation pictures: they show what the class looks like without the new thing."""
@@ -37,7 +42,7 @@ class SubsetOptions(Section):
     class_tokens: str | None = None
     """Caption of pictures that have no caption file."""
 
-    caption_extension: str | None = None
+    caption_extension: Annotated[str | None, Option(aliases=("caption_extention",))] = None
     """Extension of the caption files; left out, .txt and .caption are both found."""
 
     shuffle_caption: bool = False
@@ -55,15 +60,63 @@ class SubsetOptions(Section):
     caption_suffix: Annotated[str | None, ADVANCED] = None
     """Put behind every caption."""
 
+    keep_tokens_separator: Annotated[str | None, ADVANCED] = Field(None, min_length=1)
+    """What parts a caption into kept and shuffled ones, such as |||, in place of keep_tokens: before the first one, and
+    behind a second one, everything keeps its place."""
+
+    secondary_separator: Annotated[str | None, ADVANCED] = Field(None, min_length=1)
+    """What becomes a caption_separator when all else is done, such as ;;;: parts with it between them stay together."""
+
+    enable_wildcard: Annotated[bool, ADVANCED] = False
+    """Replace {a|b|c} by one of its choices each time, and take one line of a caption file with several. Braces that
+    are meant are written {{ and }}."""
+
     flip_aug: bool = False
     """Show pictures mirrored half of the time."""
 
     caption_dropout_rate: Annotated[float, ADVANCED] = Field(0.0, ge=0, le=1)
     """How often a picture is shown without its caption, from 0 to 1."""
 
+    caption_dropout_every_n_epochs: Annotated[int, ADVANCED] = Field(0, ge=0)
+    """Show pictures without their captions in every epoch whose number, from 1, this divides; 0 in none."""
+
+    caption_tag_dropout_rate: Annotated[float, ADVANCED] = Field(0.0, ge=0, le=1)
+    """How often a part of a caption is left out, from 0 to 1; kept parts never are."""
+
+    token_warmup_min: Annotated[int, ADVANCED] = Field(1, ge=0)
+    """How many parts a caption begins with under token_warmup_step; kept parts are always there."""
+
+    token_warmup_step: Annotated[float, ADVANCED] = Field(0.0, ge=0)
+    """Number of steps over which captions grow to their whole length; below 1, a fraction of all steps."""
+
+    custom_attributes: Annotated[dict[str, Any], ADVANCED] = Field(default_factory=dict)
+    """Remarks of your own on the pictures, kept in the file's metadata."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _beside_the_metadata(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("metadata_file"), str | Path) and "image_dir" not in data:
+            return {**data, "image_dir": Path(data["metadata_file"]).expanduser().parent}
+        return data
+
+    @field_validator("custom_attributes")
+    @classmethod
+    def _known_attributes(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if value.get("diff_output_preservation"):
+            raise ValueError("has diff_output_preservation, which there is not; use regularisation pictures (is_reg)")
+        return value
+
+    @model_validator(mode="after")
+    def _warmup(self) -> "SubsetOptions":
+        if self.token_warmup_step >= 1 and self.token_warmup_step != int(self.token_warmup_step):
+            message = f"must be a whole number of steps or a fraction below 1, got {self.token_warmup_step:g}"
+            reject("token_warmup_step", message)
+        return self
+
     @field_validator("caption_extension")
     @classmethod
-    def _with_dot(cls, value: str | None) -> str | None:
+    def with_dot(cls, value: str | None) -> str | None:
+        """The extension with its dot."""
         if value and any(mark in value for mark in "/\\\0"):
             raise ValueError(f"must be the end of a file name such as .txt, got {shown(value)}")
         return f".{value}" if value and not value.startswith(".") else value or None
@@ -94,26 +147,20 @@ class DatasetOptions(Section):
     bucket_no_upscale: bool = False
     """Never enlarge a picture: small ones get buckets of their own."""
 
+    network_multiplier: Annotated[float, ADVANCED] = 1.0
+    """How strongly the network acts on the pictures of this dataset while it learns from them."""
+
     subsets: tuple[SubsetOptions, ...] = ()
 
     @field_validator("resolution", mode="before")
     @classmethod
     def _width_and_height(cls, value: Any) -> Any:
-        sides = value
-        if isinstance(value, str):
-            written = re.fullmatch(r"\s*(\d+)\s*(?:[x,]\s*(\d+)\s*)?", value)
-            sides = [int(side) for side in written.groups() if side] if written else []
-        sides = [sides] if isinstance(sides, int) else sides
-        if (
-            not isinstance(sides, list | tuple)
-            or len(sides) not in (1, 2)
-            or any(type(side) is not int for side in sides)
-        ):
-            raise ValueError(f"must be a number of pixels or [width, height], got {shown(value)}")
-        return (sides[0], sides[-1])
+        return read_resolution(value)
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "DatasetOptions":
+        if not self.network_multiplier:
+            reject("network_multiplier", "must not be 0: nothing is learnt from a network that does not act")
         width, height = self.resolution
         if min(width, height) < PIXELS:
             reject("resolution", f"must be at least {PIXELS} pixels, got {width}x{height}")
@@ -134,27 +181,57 @@ class DatasetOptions(Section):
         return self
 
 
+def read_resolution(value: Any) -> tuple[int, int]:
+    """(width, height) of 512, [512, 768], "512", "512,768" or "512x768".
+
+    Raises:
+        ValueError: it is something else.
+    """
+    sides = value
+    if isinstance(value, str):
+        written = re.fullmatch(r"\s*(\d+)\s*(?:[x,]\s*(\d+)\s*)?", value)
+        sides = [int(side) for side in written.groups() if side] if written else []
+    sides = [sides] if isinstance(sides, int) else sides
+    if not isinstance(sides, list | tuple) or len(sides) not in (1, 2) or any(type(side) is not int for side in sides):
+        raise ValueError(f"must be a number of pixels or [width, height], got {shown(value)}")
+    return (sides[0], sides[-1])
+
+
 SUBSET_KEYS = section_leaves(SubsetOptions)
 DATASET_KEYS = section_leaves(DatasetOptions)
-SUBSET_ONLY = ("image_dir", "is_reg")
-SHARED_KEYS = tuple(name for name in SUBSET_KEYS if name not in SUBSET_ONLY)
+SUBSET_ONLY = ("image_dir", "metadata_file", "is_reg")
+# A metadata file has its own captions, and no regularisation pictures.
+NOT_WITH_METADATA = ("is_reg", "class_tokens", "caption_extension")
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """A dataset toml with every value looked up and checked."""
+    """A dataset toml with every value looked up and checked.
+
+    Attributes:
+        datasets: in the order of the file.
+        in_folders: it was made from folders named on the command line (`train_data_dir`), not read from a file.
+        warnings: one line each, for the user to read.
+    """
 
     datasets: tuple[DatasetOptions, ...]
+    in_folders: bool = False
+    warnings: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, path: str | Path) -> "DatasetConfig":
-        """Read a dataset toml.
+    def load(cls, path: str | Path, defaults: Mapping[str, Any] | None = None) -> "DatasetConfig":
+        """Read a dataset toml, or the same as JSON in a file that ends in .json.
+
+        Args:
+            path: of the file.
+            defaults: values for keys that it leaves out.
 
         Raises:
             UserError: there is no such file, or it is not toml.
             ConfigError: with every wrong key and value, and the table it stands in.
         """
-        return cls.from_tables(load(path, "dataset_config"), Path(path).name)
+        read = load_json if Path(path).suffix.lower() == ".json" else load
+        return cls.from_tables(read(path, "dataset_config"), Path(path).name, defaults)
 
     @classmethod
     def loads(cls, text: str, source: str = "the dataset toml") -> "DatasetConfig":
@@ -162,9 +239,12 @@ class DatasetConfig:
         return cls.from_tables(loads(text, source, "dataset_config"), source)
 
     @classmethod
-    def from_tables(cls, tables: Mapping[str, Any], source: str) -> "DatasetConfig":
+    def from_tables(
+        cls, tables: Mapping[str, Any], source: str, defaults: Mapping[str, Any] | None = None
+    ) -> "DatasetConfig":
         """As `load`, from the tables of the toml."""
-        return _Reader(source).read(tables)
+        reader = Reader(source, DatasetOptions, SubsetOptions, defaults or {}, SUBSET_ONLY, NOT_WITH_METADATA)
+        return cls(tuple(reader.read(tables)))
 
     def to_toml(self) -> str:
         """A toml that reads back equal; what is at its default is left out."""
@@ -181,86 +261,6 @@ class DatasetConfig:
             datasets.append(dataset)
         document.add("datasets", datasets)
         return tomlkit.dumps(document)
-
-
-class _Reader:
-    """Reads the tables of one file and gathers what is wrong with them."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.problems: Problems = []
-
-    def read(self, tables: Mapping[str, Any]) -> DatasetConfig:
-        for key in tables:
-            if key not in ("general", "datasets"):
-                home = _home(key)
-                hint = f"; it belongs in {home}" if home else did_you_mean(key, ("general", "datasets"))
-                self._add(key, f"is not a key of a dataset toml's top level{hint}", "")
-        general = tables.get("general", {})
-        if not isinstance(general, Mapping):
-            self._add("general", "must be a table, [general]", "")
-            general = {}
-        self._check_keys(general, (*DATASET_KEYS, *SHARED_KEYS), "[general]")
-        datasets = []
-        for number, table in enumerate(self._tables(tables, "datasets", "[[datasets]]", ""), start=1):
-            datasets.append(self._dataset(general, table, number))
-        if self.problems:
-            raise ConfigError(list(dict.fromkeys(self.problems)))
-        return DatasetConfig(tuple(datasets))
-
-    def _dataset(self, general: Mapping[str, Any], table: Mapping[str, Any], number: int) -> DatasetOptions | None:
-        place = f"dataset {number}"
-        self._check_keys(table, (*DATASET_KEYS, *SHARED_KEYS, "subsets"), place)
-        subsets = []
-        for index, subset in enumerate(self._tables(table, "subsets", "[[datasets.subsets]]", place), start=1):
-            inner = f"subset {index} of {place}"
-            self._check_keys(subset, tuple(SUBSET_KEYS), inner)
-            levels = [(general, "[general]"), (table, place), (subset, inner)]
-            subsets.append(self._section(SubsetOptions, levels, inner))
-        options = self._section(DatasetOptions, [(general, "[general]"), (table, place)], place)
-        if options is None or None in subsets:
-            return None
-        return options.model_copy(update={"subsets": tuple(subsets)})
-
-    def _section(self, section: type[Section], levels: list[tuple[Mapping[str, Any], str]], place: str) -> Any:
-        known = section_leaves(section)
-        given, origin = {}, {}
-        for table, level in levels:
-            for key, value in table.items():
-                if key in known:
-                    given[key], origin[key] = value, level
-        options, problems = validate_section(section, given)
-        for field, message in problems:
-            self._add(field, message, origin.get(field, place))
-        return options
-
-    def _tables(self, table: Mapping[str, Any], key: str, header: str, place: str) -> list[Mapping[str, Any]]:
-        found = table.get(key)
-        if not isinstance(found, list) or not found or not all(isinstance(item, Mapping) for item in found):
-            self._add(key, f"must be given as one or more tables {header}", place)
-            return []
-        return found
-
-    def _check_keys(self, table: Mapping[str, Any], allowed: tuple[str, ...], place: str) -> None:
-        for key in table:
-            if key not in allowed:
-                home = _home(key)
-                hint = f"; it belongs in {home}" if home else did_you_mean(key, allowed)
-                self._add(key, f"is not a key of this table{hint}", place)
-
-    def _add(self, field: str, message: str, place: str) -> None:
-        self.problems.append(
-            (field, f"{message} ({place} in {self.source})" if place else f"{message} ({self.source})")
-        )
-
-
-def _home(key: str) -> str:
-    """The table where a key belongs that is right by name."""
-    if key in SUBSET_ONLY:
-        return "[[datasets.subsets]]"
-    if key in DATASET_KEYS:
-        return "[[datasets]] or [general]"
-    return "[general], [[datasets]] or [[datasets.subsets]]" if key in SHARED_KEYS else ""
 
 
 def _changed(options: Section) -> dict[str, Any]:

@@ -10,12 +10,13 @@ and `Annotated[type, Option(...)]` says what a type and its bounds cannot. Types
 Path, Literal, a tuple of these, `dict[str, Any]` for a table of key=value, and `X | None` with the default None.
 """
 
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
@@ -33,6 +34,8 @@ class Option:
         positional: on the command line the value is given without a flag, in the order of the fields.
         aliases: other names of the field, as flags and as toml keys.
         spellings: pairs of (another spelling of a value, the value), such as ("lora", "networks.lora").
+        alternatives: other options of the section that may stand in its place; one of them all is required, and the
+            field itself is `X | None`.
         widget: a hint for the form, such as "folder", "file" or "text".
         suggestions: usual values of a text; the form offers them, any case of them is understood, others are allowed.
     """
@@ -41,6 +44,7 @@ class Option:
     positional: bool = False
     aliases: tuple[str, ...] = ()
     spellings: tuple[tuple[str, Any], ...] = ()
+    alternatives: tuple[str, ...] = ()
     widget: str = ""
     suggestions: tuple[str, ...] = ()
 
@@ -54,6 +58,7 @@ class Leaf:
         section: the attribute of the command that holds it; `title` is that section's heading.
         kind: bool, int, float, str, choice, path, list or table; `item` is the kind of a list's items.
         length: number of items of a list that has a fixed number, else None.
+        required: it has to be given, unless one of its `alternatives` is.
         optional: None is a value of it (and then always the default).
         ge, gt, le, lt, multiple_of: bounds of the number or of a list's items, None where there is none.
     """
@@ -78,6 +83,7 @@ class Leaf:
     positional: bool = False
     aliases: tuple[str, ...] = ()
     spellings: tuple[tuple[str, Any], ...] = ()
+    alternatives: tuple[str, ...] = ()
     widget: str = ""
     suggestions: tuple[str, ...] = ()
 
@@ -108,6 +114,13 @@ class Section(BaseModel):
             return data
         found = section_leaves(cls)
         return {name: plain_value(found[name], value) if name in found else value for name, value in data.items()}
+
+    @model_validator(mode="after")
+    def _one_of_the_alternatives(self) -> Self:
+        for name, leaf in section_leaves(type(self)).items():
+            if leaf.alternatives and all(getattr(self, each) is None for each in (name, *leaf.alternatives)):
+                reject(name, f"is required: {gist(leaf.help)}, or give {' or '.join(leaf.alternatives)}")
+        return self
 
 
 class Command(Section):
@@ -182,6 +195,12 @@ def leaves(command_class: type[Command]) -> dict[str, Leaf]:
     return found
 
 
+def gist(text: str) -> str:
+    """A help text up to its first stop."""
+    found = re.split(r"[:;.](?:\s|$)", text)[0]
+    return found[:1].lower() + found[1:]
+
+
 def heading(section_class: type[BaseModel]) -> str:
     """The first line of a class's docstring, without the full stop."""
     return (section_class.__doc__ or section_class.__name__).strip().splitlines()[0].rstrip(".")
@@ -219,7 +238,7 @@ def _leaf(name: str, info: FieldInfo) -> Leaf:
         length=length,
         choices=choices,
         default=None if info.is_required() else info.get_default(call_default_factory=True),
-        required=info.is_required(),
+        required=info.is_required() or bool(option.alternatives),
         optional=optional,
         help=" ".join((info.description or "").split()),
         **bounds,

@@ -49,7 +49,8 @@ def _row(leaf: Leaf) -> tuple[str, str, str, str]:
     value = f"{value}: {', '.join(leaf.suggestions)}, or another" if leaf.suggestions else value
     value = f"list of {value}" if leaf.kind == "list" else value
     limits = bounds(leaf.element)
-    default = "required" if leaf.required else "" if leaf.default in (None, (), {}, "") else f"`{_plain(leaf.default)}`"
+    needed = " or ".join(("required", *leaf.alternatives))
+    default = needed if leaf.required else "" if leaf.default in (None, (), {}, "") else f"`{_plain(leaf.default)}`"
     also = "".join(f" Also `--{alias}`." for alias in leaf.aliases)
     name = usage(leaf) if leaf.positional else leaf.name
     return f"`{name}`", f"{value}, {limits}" if limits else value, default, leaf.help + also

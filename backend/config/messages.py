@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from backend.config.declare import Leaf
+from backend.config.declare import Leaf, gist
 
 NOUNS = {
     "bool": "true or false",
@@ -122,16 +122,10 @@ def problems_of(error: ValidationError, by_location: Mapping[tuple[str, ...], Le
     return problems
 
 
-def _gist(text: str) -> str:
-    """A help text up to its first stop."""
-    gist = re.split(r"[:;.](?:\s|$)", text)[0]
-    return gist[:1].lower() + gist[1:]
-
-
 def _message(item: Mapping[str, Any], leaf: Leaf) -> str:
     kind, value = item["type"], item["input"]
     if kind == "missing":
-        return f"is required: {_gist(leaf.help)}"
+        return f"is required: {gist(leaf.help)}"
     if kind == "value_error":
         return str(item["ctx"]["error"])
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of"):

@@ -1,5 +1,6 @@
 """toml in (`tomllib`) and out (`tomlkit`): flat or by sections when read, by sections when written, never a null."""
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,17 +20,37 @@ def load(path: str | Path, field: str = "config_file") -> dict[str, Any]:
     file = Path(path).expanduser()
     if not file.exists() and file.suffix != ".toml" and Path(f"{file}.toml").exists():
         file = Path(f"{file}.toml")
+    return loads(read_text(file, field, "toml"), str(file), field)
+
+
+def load_json(path: str | Path, field: str) -> dict[str, Any]:
+    """The object that a JSON file holds; see `load`."""
+    file = Path(path).expanduser()
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        found = json.loads(read_text(file, field, "JSON"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not valid JSON: {error}", field) from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} must hold a JSON object, {{...}}", field)
+    return found
+
+
+def read_text(file: Path, field: str, kind: str) -> str:
+    """The text of a file that a user has named; `kind` says what it ought to be.
+
+    Raises:
+        UserError: it is missing, unreadable or no text.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"there is no file {file}", field) from None
     except IsADirectoryError:
-        raise UserError(f"{file} is a folder; name a toml file", field) from None
+        raise UserError(f"{file} is a folder; name a {kind} file", field) from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}", field) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not a text file in UTF-8", field) from error
-    return loads(text, str(file), field)
 
 
 def loads(text: str, source: str, field: str = "config_file") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from backend.config.declare import Command, Option, reject
 from backend.config.model import ModelOptions
 from backend.config.training.data import Data
+from backend.config.training.dataset import DatasetFlags
 from backend.config.training.description import Description
 from backend.config.training.network import Network
 from backend.config.training.noise import Noise
@@ -32,6 +33,7 @@ class TrainNetwork(Command):
 
     model: Model
     data: Data
+    dataset_defaults: DatasetFlags
     network: Network
     optim: Optim
     noise: Noise

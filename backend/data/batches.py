@@ -2,10 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backend.config.dataset import DatasetOptions
-from backend.data.captions import build_caption
+from backend.data.captions import Moment, build_caption
 from backend.data.pictures import Picture
 from backend.draws import rng
 from backend.tables.buckets import Size
@@ -20,7 +20,7 @@ class Item:
         index_in_epoch: its place in the epoch's list before shuffling; the draws hang on it, so they do not change with
             the batch size or the number of processes.
         flip: whether it is mirrored.
-        caption: prefix, suffix, dropout and shuffling applied.
+        caption: as `build_caption` has made it.
     """
 
     picture: Picture
@@ -49,12 +49,14 @@ class Batch:
         items: in the order in which they are stacked.
         offset: index of the first item in the global batch; noise and timesteps are drawn by `offset` + position.
         global_size: number of items in the global batch.
+        multiplier: how strongly the network acts on them (`network_multiplier` of their dataset).
     """
 
     bucket: Size
     items: tuple[Item, ...]
     offset: int = 0
     global_size: int = 0
+    multiplier: float = 1.0
 
     def shard(self, rank: int, world_size: int) -> "Batch":
         """The contiguous share of one process; the first ones get one more where the batch does not divide.
@@ -67,11 +69,34 @@ class Batch:
         each, more = divmod(len(self.items), world_size)
         start = rank * each + min(rank, more)
         stop = start + each + (rank < more)
-        return Batch(self.bucket, self.items[start:stop], self.offset + start, self.global_size)
+        return replace(self, items=self.items[start:stop], offset=self.offset + start)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How batches become optimizer steps, for options that depend on the step.
+
+    Attributes:
+        accumulation: batches that make a step; the last step of an epoch takes those that are left.
+        total_steps: of the run.
+    """
+
+    accumulation: int = 1
+    total_steps: int = 0
+
+    def moment(self, epoch: int, position: int, batches: int) -> Moment:
+        """When the batch at a position of an epoch of so many batches is trained."""
+        steps_per_epoch = -(-batches // self.accumulation)
+        return Moment(epoch, epoch * steps_per_epoch + position // self.accumulation, self.total_steps)
 
 
 def epoch_batches(
-    datasets: Sequence[DatasetOptions], pictures: Sequence[Picture], seed: int, epoch: int, world_size: int = 1
+    datasets: Sequence[DatasetOptions],
+    pictures: Sequence[Picture],
+    seed: int,
+    epoch: int,
+    world_size: int = 1,
+    pace: Pace = Pace(),  # noqa: B008  (frozen)
 ) -> list[Batch]:
     """Deal one epoch: every picture `repeats` times, one bucket a batch, the last batch of a bucket short.
 
@@ -79,30 +104,39 @@ def epoch_batches(
         datasets: their options, as `Picture.dataset` and `Picture.subset` number them.
         pictures: with their repeats.
         seed: of the run.
-        epoch: any integer; each gives another order.
+        epoch: from 0; each gives another order.
         world_size: number of processes; a global batch is `batch_size` times this.
+        pace: of the run.
 
     Returns:
         Global batches in the order of training, buckets and datasets mixed.
     """
-    buckets: dict[tuple[int, Size], list[Item]] = defaultdict(list)
+    buckets: dict[tuple[int, Size], list[tuple[Picture, int]]] = defaultdict(list)
     index = 0
     for picture in pictures:
-        options = datasets[picture.dataset].subsets[picture.subset]
         for _ in range(picture.repeats):
-            flip = picture.flip_aug and rng(seed, "flip", epoch, index).random() < 0.5
-            caption = build_caption(picture.caption, options, rng(seed, "caption", epoch, index))
-            buckets[picture.dataset, picture.bucket].append(Item(picture, index, flip, caption))
+            buckets[picture.dataset, picture.bucket].append((picture, index))
             index += 1
-    batches = []
-    for (dataset, bucket), items in sorted(buckets.items()):
-        rng(seed, "order", epoch, dataset, *bucket).shuffle(items)
+    dealt: list[tuple[int, Size, list[tuple[Picture, int]]]] = []
+    for (dataset, bucket), members in sorted(buckets.items()):
+        rng(seed, "order", epoch, dataset, *bucket).shuffle(members)
         size = datasets[dataset].batch_size * world_size
-        for start in range(0, len(items), size):
-            part = tuple(items[start : start + size])
-            batches.append(Batch(bucket, part, 0, len(part)))
-    rng(seed, "batches", epoch).shuffle(batches)
+        dealt += [(dataset, bucket, members[start : start + size]) for start in range(0, len(members), size)]
+    rng(seed, "batches", epoch).shuffle(dealt)
+    batches = []
+    for position, (dataset, bucket, members) in enumerate(dealt):
+        moment = pace.moment(epoch, position, len(dealt))
+        items = tuple(_draw(datasets, picture, index, seed, moment) for picture, index in members)
+        batches.append(Batch(bucket, items, 0, len(items), datasets[dataset].network_multiplier))
     return batches
+
+
+def _draw(datasets: Sequence[DatasetOptions], picture: Picture, index: int, seed: int, moment: Moment) -> Item:
+    """A picture with its draws made: they hang on the epoch and on the sample's index in it."""
+    options = datasets[picture.dataset].subsets[picture.subset]
+    flip = picture.flip_aug and rng(seed, "flip", moment.epoch, index).random() < 0.5
+    caption = build_caption(picture.caption, options, rng(seed, "caption", moment.epoch, index), moment)
+    return Item(picture, index, flip, caption)
 
 
 def batches_per_epoch(datasets: Sequence[DatasetOptions], pictures: Sequence[Picture], world_size: int = 1) -> int:

@@ -1,6 +1,8 @@
 """Captions: found beside a picture, and rewritten for each sample of each epoch."""
 
+import math
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,15 @@ from typing import Protocol
 from backend.errors import UserError
 
 CAPTION_EXTENSIONS = (".txt", ".caption")
+# Options that make a caption another one from sample to sample.
+CHANGING = (
+    "shuffle_caption",
+    "enable_wildcard",
+    "caption_dropout_rate",
+    "caption_dropout_every_n_epochs",
+    "caption_tag_dropout_rate",
+    "token_warmup_step",
+)
 
 
 class CaptionOptions(Protocol):
@@ -26,7 +37,36 @@ class CaptionOptions(Protocol):
     @property
     def caption_suffix(self) -> str | None: ...
     @property
+    def keep_tokens_separator(self) -> str | None: ...
+    @property
+    def secondary_separator(self) -> str | None: ...
+    @property
+    def enable_wildcard(self) -> bool: ...
+    @property
     def caption_dropout_rate(self) -> float: ...
+    @property
+    def caption_dropout_every_n_epochs(self) -> int: ...
+    @property
+    def caption_tag_dropout_rate(self) -> float: ...
+    @property
+    def token_warmup_min(self) -> int: ...
+    @property
+    def token_warmup_step(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When in training a caption is made.
+
+    Attributes:
+        epoch: from 0.
+        step: optimizer steps done before.
+        total_steps: of the whole run.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,16 +85,17 @@ def caption_extensions(explicit: str | None) -> tuple[str, ...]:
     return (first, *(e for e in CAPTION_EXTENSIONS if e != first))
 
 
-def find_caption(path: Path, extensions: Sequence[str], class_tokens: str | None) -> Caption:
+def find_caption(path: Path, extensions: Sequence[str], class_tokens: str | None, all_lines: bool = False) -> Caption:
     """Read the caption of a picture.
 
     Args:
         path: of the picture; the caption has the same name with one of the extensions.
         extensions: with their dot; the first file that exists counts, even when it is empty.
         class_tokens: stands in where there is no caption file.
+        all_lines: take every line that is not empty, for one of them to be chosen later; else the first line.
 
     Returns:
-        The first line of the file, stripped; or `class_tokens`, or nothing, with source None.
+        The line or lines of the file, stripped; or `class_tokens`, or nothing, with source None.
 
     Raises:
         UserError: if the file is not UTF-8 (a byte-order mark is fine) or cannot be read.
@@ -64,39 +105,127 @@ def find_caption(path: Path, extensions: Sequence[str], class_tokens: str | None
         if not source.is_file():
             continue
         try:
-            lines = source.read_text(encoding="utf-8-sig").splitlines()
+            text = source.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             message = f"the caption {source} is not UTF-8 (byte {error.start}): save it as UTF-8"
             raise UserError(message, "caption_extension") from error
         except OSError as error:
             message = f"the caption {source} cannot be read ({error.strerror}): check its permissions"
             raise UserError(message, "caption_extension") from error
-        return Caption(lines[0].strip() if lines else "", source)
+        return Caption("\n".join(lines_of(text)) if all_lines else first_line(text), source)
     return Caption((class_tokens or "").strip(), None)
 
 
-def build_caption(text: str, options: CaptionOptions, rng: random.Random) -> str:
-    """Make the caption of one sample: prefix and suffix, dropout, shuffled tags.
+def first_line(text: str) -> str:
+    """The first line, stripped."""
+    return next(iter(text.splitlines()), "").strip()
 
-    The order is the reference trainer's: prefix and suffix belong to the caption that is dropped or shuffled, so the
-    prefix is part of the first tag that `keep_tokens` counts. Tags that were shuffled are joined by ", " whatever
-    separated them.
+
+def lines_of(text: str) -> list[str]:
+    """All lines, stripped, without empty ones."""
+    return [line for each in text.splitlines() if (line := each.strip())]
+
+
+def build_caption(text: str, options: CaptionOptions, rng: random.Random, moment: Moment = Moment()) -> str:  # noqa: B008
+    """Make the caption of one sample.
+
+    In this order, which is the reference trainer's: a line is chosen (`enable_wildcard`), prefix and suffix are put to
+    it, it is dropped or not, its wildcards are replaced, its parts are kept, cut to those that are learnt already,
+    shuffled and left out, and secondary separators become plain ones. So the prefix is part of the first tag that
+    `keep_tokens` counts. Parts that were taken apart are joined by ", " whatever separated them.
 
     Args:
         text: the picture's caption.
         options: of its subset.
         rng: the draws of this sample; the dropout takes the first one at any rate, so that the rate does not change
             how a kept caption is shuffled.
+        moment: when it will be trained.
     """
-    caption = " ".join(part for part in (options.caption_prefix, text, options.caption_suffix) if part)
-    if rng.random() < options.caption_dropout_rate:
+    dropped = rng.random() < options.caption_dropout_rate
+    every = options.caption_dropout_every_n_epochs
+    if dropped or (every and (moment.epoch + 1) % every == 0):
         return ""
-    if not options.shuffle_caption:
+    if options.enable_wildcard:
+        lines = lines_of(text)
+        text = rng.choice(lines) if len(lines) > 1 else "".join(lines)
+    caption = " ".join(part for part in (options.caption_prefix, text, options.caption_suffix) if part)
+    if options.enable_wildcard:
+        caption = fill_wildcards(caption, rng)
+    caption = _arrange(caption, options, rng, moment)
+    if options.secondary_separator:
+        caption = caption.replace(options.secondary_separator, options.caption_separator)
+    return caption
+
+
+def _arrange(caption: str, options: CaptionOptions, rng: random.Random, moment: Moment) -> str:
+    """Keep, cut, shuffle and leave out the parts of a caption; as it is where nothing of this is asked for."""
+    parted = bool(options.keep_tokens_separator) and options.keep_tokens_separator in caption
+    warming = options.token_warmup_step > 0
+    if not (parted or warming or options.shuffle_caption or options.caption_tag_dropout_rate > 0):
         return caption
-    tags = split_tags(caption, options.caption_separator)
-    kept, rest = tags[: options.keep_tokens], tags[options.keep_tokens :]
-    rng.shuffle(rest)
-    return ", ".join(kept + rest)
+    if parted:
+        pieces = caption.split(options.keep_tokens_separator, 2)
+        head, rest, tail = (split_tags(piece, options.caption_separator) for piece in (*pieces, "")[:3])
+    else:
+        tags = split_tags(caption, options.caption_separator)
+        head, rest, tail = tags[: options.keep_tokens], tags[options.keep_tokens :], []
+    if warming:
+        rest = rest[: warmed_up(len(rest), options.token_warmup_min, options.token_warmup_step, moment)]
+    if options.shuffle_caption:
+        rng.shuffle(rest)
+    if options.caption_tag_dropout_rate > 0:
+        rest = [tag for tag in rest if rng.random() >= options.caption_tag_dropout_rate]
+    return ", ".join(head + rest + tail)
+
+
+def warmed_up(count: int, least: int, over: float, moment: Moment) -> int:
+    """How many of `count` parts a caption has at a moment: from `least`, evenly to all of them after `over` steps.
+
+    Args:
+        count: parts that are not kept.
+        least: `token_warmup_min`.
+        over: `token_warmup_step`; below 1 it is a fraction of all steps.
+        moment: when.
+    """
+    steps = math.floor(over * moment.total_steps) if over < 1 else int(over)
+    if moment.step >= steps or least >= count:
+        return count
+    return least + moment.step * (count - least) // steps
+
+
+_BRACES = re.compile(r"\{\{|\}\}|[{}|]|[^{}|]+")
+
+
+def fill_wildcards(text: str, rng: random.Random) -> str:
+    """Replace {a|b|c} by one of its choices, each as likely; they may have wildcards of their own.
+
+    `{{` and `}}` stand for the braces themselves, but that `}}` closes two wildcards where two are open. Braces without
+    a partner, and empty ones, stay as they are.
+    """
+    stack: list[list[str]] = [[""]]  # of each open brace, the choices so far
+    for mark in _BRACES.findall(text):
+        if mark == "{":
+            stack.append([""])
+        elif mark == "|" and len(stack) > 1:
+            stack[-1].append("")
+        elif mark == "}" or (mark == "}}" and len(stack) > 2):
+            for _ in mark:
+                _close(stack, rng)
+        else:
+            stack[-1][-1] += {"{{": "{", "}}": "}"}.get(mark, mark)
+    while len(stack) > 1:
+        unclosed = stack.pop()
+        stack[-1][-1] += "{" + "|".join(unclosed)
+    return stack[0][0]
+
+
+def _close(stack: list[list[str]], rng: random.Random) -> None:
+    """A closing brace: the innermost wildcard becomes one of its choices."""
+    if len(stack) == 1:
+        stack[0][-1] += "}"
+        return
+    choices = stack.pop()
+    stack[-1][-1] += "{}" if choices == [""] else rng.choice(choices)
 
 
 def split_tags(caption: str, separator: str = ",") -> list[str]:
@@ -106,4 +235,5 @@ def split_tags(caption: str, separator: str = ",") -> list[str]:
 
 def tag_frequency(captions: Iterable[str]) -> dict[str, int]:
     """Count the comma-separated tags of captions in lower case, as `ss_tag_frequency` holds them."""
-    return dict(Counter(tag.lower() for caption in captions for tag in split_tags(caption)))
+    lines = (line for caption in captions for line in caption.splitlines())
+    return dict(Counter(tag.lower() for line in lines for tag in split_tags(line)))

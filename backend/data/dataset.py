@@ -6,11 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backend.config.dataset import DatasetConfig, DatasetOptions, SubsetOptions
-from backend.data.batches import Batch, Item, batches_per_epoch, epoch_batches
+from backend.data.batches import Batch, Item, Pace, batches_per_epoch, epoch_batches
 from backend.data.captions import Caption, caption_extensions, find_caption, tag_frequency
+from backend.data.metadata_file import read_metadata
 from backend.data.pictures import Picture, list_pictures, load_pixels, measure_pictures
 from backend.errors import UserError
 from backend.tables.buckets import Size, make_buckets, select_bucket, select_bucket_no_upscale
+
+DROPOUTS = ("caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate")
+# What the reference writes of options that there are not, as it does while they are off.
+FLAT_OFF = {"color_aug": False, "random_crop": False}
 
 __all__ = ["Batch", "Item", "Picture", "TrainingSet", "load_pixels"]
 
@@ -32,12 +37,16 @@ class TrainingSet:
         pictures: those that are trained, in the order of the folders, with their repeats.
         folders: for each dataset, what each subset's folder holds.
         warnings: one line each, for the user to read.
+        in_folders: it was named by folders on the command line, and is one dataset then.
+        pace: of the run that it is trained in.
     """
 
     datasets: tuple[DatasetOptions, ...]
     pictures: tuple[Picture, ...]
     folders: tuple[tuple[FolderCount, ...], ...]
     warnings: tuple[str, ...]
+    in_folders: bool = False
+    pace: Pace = Pace()
 
     @classmethod
     def scan(cls, config: DatasetConfig) -> "TrainingSet":
@@ -47,7 +56,7 @@ class TrainingSet:
             UserError: for a missing or empty folder, a picture that cannot be decoded, a caption that is not UTF-8, a
                 picture that fits no bucket, or a dataset of regularisation pictures only.
         """
-        datasets, pictures, folders, warnings, captions = [], [], [], [], []
+        datasets, pictures, folders, warnings, captions = [], [], [], list(config.warnings), []
         for index, given in enumerate(config.datasets):
             options, dropped = _without_duplicates(given)
             warnings += [f"{folder} stands twice in one dataset: the second subset is left out" for folder in dropped]
@@ -66,7 +75,7 @@ class TrainingSet:
             captions += [caption for _, texts in found for caption in texts]
             folders.append(tuple(FolderCount(len(p), tag_frequency(c.text for c in texts)) for p, texts in found))
         warnings += _caption_warning(captions)
-        return cls(tuple(datasets), tuple(pictures), tuple(folders), tuple(warnings))
+        return cls(tuple(datasets), tuple(pictures), tuple(folders), tuple(warnings), config.in_folders)
 
     @property
     def num_train_images(self) -> int:
@@ -80,7 +89,7 @@ class TrainingSet:
 
     def epoch_batches(self, seed: int, epoch: int, world_size: int = 1) -> list[Batch]:
         """The global batches of one epoch; see `backend.data.batches.epoch_batches`."""
-        return epoch_batches(self.datasets, self.pictures, seed, epoch, world_size)
+        return epoch_batches(self.datasets, self.pictures, seed, epoch, world_size, self.pace)
 
     def batches_per_epoch(self, world_size: int = 1) -> int:
         """The number of global batches in every epoch."""
@@ -102,23 +111,45 @@ class TrainingSet:
             "ss_reg_dataset_dirs": self._dataset_dirs(is_reg=True),
             "ss_tag_frequency": tags,
         }
-        rates = {subset.caption_dropout_rate for dataset in self.datasets for subset in dataset.subsets}
-        if len(rates) == 1:  # where they differ, they stand with each subset alone
-            values["ss_caption_dropout_rate"] = rates.pop()
+        for name in DROPOUTS:
+            rates = {getattr(subset, name) for dataset in self.datasets for subset in dataset.subsets}
+            if len(rates) == 1:  # where they differ, they stand with each subset alone
+                values[f"ss_{name}"] = rates.pop()
         if len(described) == 1 and described[0]["bucket_info"]:
             values["ss_bucket_info"] = described[0]["bucket_info"]
-        return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+        flat = self._flat() if self.in_folders else {}
+        return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()} | flat
+
+    def _flat(self) -> dict[str, str]:
+        """What the reference writes of a set of folders, beside what it writes of every set."""
+        options = self.datasets[0]
+        subset = options.subsets[0]
+        bounds = (options.min_bucket_reso, options.max_bucket_reso) if options.enable_bucket else (None, None)
+        values = {
+            "batch_size_per_device": options.batch_size,
+            "total_batch_size": options.batch_size * self.pace.accumulation,
+            "resolution": tuple(options.resolution),
+            "enable_bucket": options.enable_bucket,
+            "bucket_no_upscale": options.bucket_no_upscale,
+            "min_bucket_reso": bounds[0],
+            "max_bucket_reso": bounds[1],
+            "bucket_info": json.dumps(_bucket_info([*self.pictures]) if options.enable_bucket else None),
+            "flip_aug": subset.flip_aug,
+            "shuffle_caption": subset.shuffle_caption,
+            "keep_tokens": subset.keep_tokens,
+        }
+        return {f"ss_{name}": str(value) for name, value in (FLAT_OFF | values).items()}
 
     def _describe(self, index: int) -> dict:
         options, folders = self.datasets[index], self.folders[index]
         pictures = [picture for picture in self.pictures if picture.dataset == index]
         tags: dict[str, dict[str, int]] = {}
         for subset, folder in zip(options.subsets, folders, strict=True):
-            counts = tags.setdefault(Path(subset.image_dir).name, {})
+            counts = tags.setdefault(_name(subset), {})
             for tag, count in folder.tags.items():
                 counts[tag] = counts.get(tag, 0) + count
         return {
-            "is_dreambooth": True,
+            "is_dreambooth": all(subset.metadata_file is None for subset in options.subsets),
             "batch_size_per_device": options.batch_size,
             "num_train_images": sum(picture.repeats for picture in pictures if not picture.is_reg),
             "num_reg_images": self._num_reg_images(index),
@@ -128,6 +159,7 @@ class TrainingSet:
             "min_bucket_reso": options.min_bucket_reso,
             "max_bucket_reso": options.max_bucket_reso,
             "tag_frequency": tags,
+            "network_multiplier": options.network_multiplier,
             "bucket_info": _bucket_info(pictures) if options.enable_bucket else None,
             "subsets": [
                 {
@@ -136,11 +168,16 @@ class TrainingSet:
                     "flip_aug": subset.flip_aug,
                     "shuffle_caption": subset.shuffle_caption,
                     "keep_tokens": subset.keep_tokens,
+                    "keep_tokens_separator": subset.keep_tokens_separator,
+                    "secondary_separator": subset.secondary_separator,
+                    "enable_wildcard": subset.enable_wildcard,
                     "caption_prefix": subset.caption_prefix,
                     "caption_suffix": subset.caption_suffix,
+                    **{name: getattr(subset, name) for name in DROPOUTS},
+                    "token_warmup_min": subset.token_warmup_min,
+                    "token_warmup_step": subset.token_warmup_step,
                     "image_dir": Path(subset.image_dir).name,
-                    "class_tokens": subset.class_tokens,
-                    "is_reg": subset.is_reg,
+                    **_of_its_kind(subset),
                 }
                 for subset, folder in zip(options.subsets, folders, strict=True)
             ],
@@ -155,7 +192,7 @@ class TrainingSet:
         for options, folders in zip(self.datasets, self.folders, strict=True):
             for subset, folder in zip(options.subsets, folders, strict=True):
                 if subset.is_reg is is_reg:
-                    name = _free_name(Path(subset.image_dir).name, directories)
+                    name = _free_name(_name(subset), directories)
                     directories[name] = {"n_repeats": subset.num_repeats, "img_count": folder.pictures}
         return directories
 
@@ -179,9 +216,12 @@ def balance_repeats(repeats: Sequence[int], target: int) -> list[int]:
 
 def _scan_subset(options: DatasetOptions, dataset: int, number: int) -> tuple[list[Picture], list[Caption]]:
     subset = options.subsets[number]
-    paths = list_pictures(Path(subset.image_dir))
-    extensions = caption_extensions(subset.caption_extension)
-    captions = [find_caption(path, extensions, subset.class_tokens) for path in paths]
+    if subset.metadata_file is not None:
+        paths, captions = read_metadata(subset)
+    else:
+        paths = list_pictures(Path(subset.image_dir))
+        extensions = caption_extensions(subset.caption_extension)
+        captions = [find_caption(path, extensions, subset.class_tokens, subset.enable_wildcard) for path in paths]
     buckets = _buckets(options)
     pictures = []
     for path, size, caption in zip(paths, measure_pictures(paths), captions, strict=True):
@@ -233,10 +273,10 @@ def _without_duplicates(options: DatasetOptions) -> tuple[DatasetOptions, list[s
     kept: dict[Path, SubsetOptions] = {}
     dropped = []
     for subset in options.subsets:
-        folder = Path(subset.image_dir).resolve()
-        if folder in kept:
-            dropped.append(str(subset.image_dir))
-        kept.setdefault(folder, subset)
+        source = Path(subset.metadata_file or subset.image_dir).resolve()
+        if source in kept:
+            dropped.append(str(subset.metadata_file or subset.image_dir))
+        kept.setdefault(source, subset)
     return options.model_copy(update={"subsets": tuple(kept.values())}), dropped
 
 
@@ -262,6 +302,18 @@ def _bucket_info(pictures: list[Picture]) -> dict:
     errors = [abs(p.bucket[0] / p.bucket[1] - p.size[0] / p.size[1]) for p in pictures]
     buckets = {str(i): {"resolution": list(size), "count": counts[size]} for i, size in enumerate(sorted(counts))}
     return {"buckets": buckets, "mean_img_ar_error": sum(errors) / len(errors)}
+
+
+def _of_its_kind(subset: SubsetOptions) -> dict[str, object]:
+    attributes = {"custom_attributes": subset.custom_attributes} if subset.custom_attributes else {}
+    if subset.metadata_file is not None:
+        return {"metadata_file": Path(subset.metadata_file).name, **attributes}
+    return {"class_tokens": subset.class_tokens, "is_reg": subset.is_reg, **attributes}
+
+
+def _name(subset: SubsetOptions) -> str:
+    """What a subset is called in the metadata: its folder's name, or its metadata file's."""
+    return Path(subset.metadata_file or subset.image_dir).name
 
 
 def _free_name(name: str, taken: dict[str, dict[str, int]]) -> str:

@@ -1,24 +1,60 @@
 """Captions through CLIP's text encoders: ids in chunks of 75 tokens, states of a chosen layer, chunks joined again."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from backend.families.emphasis import Weighted, emphasise, parse_weights
+from backend.families.model import Conditioning, Model
 from backend.families.tokenizer import MAX_TOKENS
 
 CHUNK = MAX_TOKENS - 2  # each chunk has a start and an end of its own
 
 
-def token_ids(tokenizer: Any, captions: Sequence[str], length: int = CHUNK) -> Tensor:
+def encode_texts(model: Model, texts: Sequence[str]) -> Conditioning:
+    """Texts -> what a U-Net is told of them; with `weighted_captions` their brackets are read and obeyed."""
+    if not model.weighted_captions:
+        return model.family.encode(model, model.family.tokenize(model, texts))
+    weighted = [parse_weights(text) for text in texts]
+    found = model.family.encode(model, model.family.tokenize(model, weighted))
+    weights = token_weights(model.tokenizers[0], weighted, model.max_token_length)
+    widths = [encoder.config.hidden_size for encoder in model.text_encoders]
+    return replace(found, hidden=emphasise(found.hidden, weights, widths))
+
+
+def caption_tokens(tokenizer: Any, captions: Sequence[str | Weighted], length: int) -> list[list[int]]:
+    """Each caption's tokens without start and end, at most `length`; pieces of different weight are read one by one."""
+    if not any(isinstance(caption, Weighted) for caption in captions):
+        return tokenizer(list(captions), add_special_tokens=False, truncation=True, max_length=length).input_ids
+    return [[token for token, _ in _weighed(tokenizer, caption)][:length] for caption in captions]
+
+
+def token_weights(tokenizer: Any, captions: Sequence[Weighted], length: int) -> Tensor:
+    """The weight of every state of `joined`, [B, length + 2]: 1 for start, end and padding."""
+    rows = [[weight for _, weight in _weighed(tokenizer, caption)][:length] for caption in captions]
+    return torch.tensor([[1.0, *row, *[1.0] * (length - len(row) + 1)] for row in rows])
+
+
+def _weighed(tokenizer: Any, caption: Weighted) -> list[tuple[int, float]]:
+    """A caption's tokens, each with its weight."""
+    return [
+        (token, weight)
+        for text, weight in caption.pieces
+        for token in tokenizer(text, add_special_tokens=False).input_ids
+    ]
+
+
+def token_ids(tokenizer: Any, captions: Sequence[str | Weighted], length: int = CHUNK) -> Tensor:
     """Captions -> ids [B, 77 * chunks]: each chunk is start, up to 75 tokens, end, padding.
 
     Args:
         tokenizer: CLIP's.
         length: tokens that count, 75, 150 or 225; longer captions are cut, and the chunks of shorter ones are empty.
     """
-    texts = tokenizer(list(captions), add_special_tokens=False, truncation=True, max_length=length).input_ids
+    texts = caption_tokens(tokenizer, captions, length)
     start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     rows = []
     for tokens in texts:

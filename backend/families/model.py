@@ -85,6 +85,7 @@ class Model:
         source: where it was loaded from, as the user wrote it.
         clip_skip: which layer of the text encoder is read, counted from the last, 1; None is the family's own.
         max_token_length: tokens of a caption that count, 75, 150 or 225.
+        weighted_captions: brackets in captions say how much their words count.
         notes: lines for the user to read, about what had to be guessed.
     """
 
@@ -97,6 +98,7 @@ class Model:
     source: str = ""
     clip_skip: int | None = None
     max_token_length: int = 75
+    weighted_captions: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -156,7 +158,8 @@ class Family:
         pipeline: class of the Diffusers pipeline.
         config: () -> the family's own configurations by part, and `scheduler`: what a source leaves unsaid.
         tokenize: (model, captions) -> ids for `encode`, the batch in front: [B, 77 * chunks], and [B, 2, 77 * chunks]
-            where there are two text encoders. There is one chunk for each 75 tokens of the model's `max_token_length`.
+            where there are two text encoders; captions are texts or `Weighted` ones. There is one chunk for each 75
+            tokens of the model's `max_token_length`.
         encode: (model, ids) -> Conditioning; differentiable, so that text encoders can be trained.
         with_sizes: (conditioning, sizes) -> Conditioning that also says, for each caption, (height, width) of the
             original picture, (top, left) of its crop and (height, width) that it has now. Families that are not told

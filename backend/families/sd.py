@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from backend.families.clip_text import in_chunks, joined, text_transformer, token_ids
+from backend.families.emphasis import Weighted
 from backend.families.model import Conditioning, Family, Model, Sizes
 from backend.families.original import SingleFile, TextLayout, read_original, write_original
 from backend.families.tokenizer import clip_tokenizer
@@ -57,7 +58,7 @@ def text_config(config: Mapping[str, Any]) -> CLIPTextConfig:
     return CLIPTextConfig(**{key: config[key] for key in _TEXT_CONFIG_KEYS if key in config})
 
 
-def tokenize(model: Model, captions: Sequence[str]) -> Tensor:
+def tokenize(model: Model, captions: Sequence[str | Weighted]) -> Tensor:
     """Captions -> ids [B, 77 * chunks]; longer captions are cut, shorter ones padded."""
     return token_ids(model.tokenizers[0], captions, model.max_token_length)
 

@@ -12,6 +12,7 @@ from transformers import CLIPTextModelWithProjection
 
 from backend.families import sd
 from backend.families.clip_text import in_chunks, joined, token_ids
+from backend.families.emphasis import Weighted
 from backend.families.model import Conditioning, Model, Sizes
 from backend.families.original import SingleFile, TextLayout, read_original, write_original
 from backend.families.tokenizer import clip_tokenizer
@@ -30,7 +31,7 @@ def build(name: str, config: Mapping[str, Any]) -> nn.Module:
     return sd.build(name, config)
 
 
-def tokenize(model: Model, captions: Sequence[str]) -> Tensor:
+def tokenize(model: Model, captions: Sequence[str | Weighted]) -> Tensor:
     """Captions -> ids [B, 2, 77 * chunks], one row for each encoder: they pad differently."""
     ids = [token_ids(tokenizer, captions, model.max_token_length) for tokenizer in model.tokenizers]
     return torch.stack(ids, dim=1)

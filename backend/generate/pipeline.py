@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from backend.errors import UserError
 from backend.families.base import LoadOptions, load_model
+from backend.families.clip_text import encode_texts
 from backend.families.model import Conditioning, Model
 from backend.generate.images import numbered, to_pictures
 from backend.generate.prompts import Request
@@ -63,7 +64,7 @@ def encode_prompts(
     texts = list(prompts)
     if request.scale != 1:
         texts = [request.negative] * len(texts) + texts
-    conditioning = encode(texts) if encode else model.family.encode(model, model.family.tokenize(model, texts))
+    conditioning = encode(texts) if encode else encode_texts(model, texts)
     size = (request.height, request.width)
     return model.family.with_sizes(conditioning, [(*size, 0, 0, *size)] * len(texts))
 

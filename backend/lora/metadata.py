@@ -43,6 +43,9 @@ OPTIONS = (
     "seed",
     "training_comment",
     "max_grad_norm",
+    "caption_dropout_rate",
+    "caption_dropout_every_n_epochs",
+    "caption_tag_dropout_rate",
     "prior_loss_weight",
     "scale_weight_norms",
     "noise_offset",
@@ -68,8 +71,6 @@ RENAMED: Mapping[str, str] = {"debiased_estimation": "debiased_estimation_loss"}
 OFF: Mapping[str, Any] = {
     "num_validation_images": 0,
     "lowram": False,
-    "caption_dropout_every_n_epochs": 0,
-    "caption_tag_dropout_rate": 0.0,
     "face_crop_aug_range": None,
     "resize_interpolation": None,
     "validation_seed": None,

@@ -12,6 +12,7 @@ from backend import events
 from backend.config.train import TrainNetwork
 from backend.terminal import say
 from backend.train.feed import MicroBatch, grouped
+from backend.train.listing import list_samples
 from backend.train.loss import sample_weights, weighted_share
 from backend.train.noise import disturbed, draw_timesteps, training_noise
 from backend.train.optimizers import at_rest, effective_rates, set_rates
@@ -22,13 +23,16 @@ from backend.train.stop import StopRequest
 
 
 def run(config: TrainNetwork) -> None:
-    """Train a network as the config says.
+    """Train a network as the config says, or with `debug_dataset` only list what it would be trained on.
 
     Raises:
         UserError: something cannot work, or the loss stopped being finite.
         KeyboardInterrupt: the run was stopped; what it had learnt is saved.
     """
-    train(prepare(config))
+    if config.data.debug_dataset:
+        list_samples(config)
+    else:
+        train(prepare(config))
 
 
 def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> Tensor:
@@ -51,6 +55,7 @@ def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> T
         indices = range(first, first + len(batch.items))
         first += len(batch.items)
         run.network.begin_step(run.seed, step, indices)
+        run.network.set_multiplier(batch.multiplier)
 
         # The forward process: noise of a random strength is added.
         noise = training_noise(options, run.seed, step, indices, latents)
@@ -72,6 +77,7 @@ def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> T
         share = weighted_share(errors.flatten(1).mean(1), weights, samples)
         run.accelerator.backward(share)
         loss += share.detach()
+    run.network.set_multiplier(1.0)
     if run.config.optim.max_grad_norm:
         run.accelerator.clip_grad_norm_(run.parameters, run.config.optim.max_grad_norm)
     run.optimizer.step()

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -12,8 +13,10 @@ from torch.optim import Optimizer
 
 from backend import events
 from backend.config.base import resolved_toml
-from backend.config.dataset import DatasetConfig
+from backend.config.dataset_folders import dataset_of
 from backend.config.train import TrainNetwork
+from backend.data.batches import Pace
+from backend.data.captions import CHANGING
 from backend.data.dataset import TrainingSet
 from backend.errors import UserError
 from backend.families.base import LoadOptions, load_model, model_hashes
@@ -97,7 +100,7 @@ def prepare(config: TrainNetwork) -> Run:
     outputs = Outputs(config.save.output_dir, config.save.output_name, config.save.save_model_as)
     outputs.prepare(config.save.overwrite)
     config, seed = with_seed(config)
-    training_set = TrainingSet.scan(DatasetConfig.load(config.data.dataset_config))
+    training_set = TrainingSet.scan(dataset_of(config.data, config.dataset_defaults.keys()))
     wanted(config.samples)
     description = describe_file(config.description)
     optim = config.optim
@@ -110,12 +113,14 @@ def prepare(config: TrainNetwork) -> Run:
     check_captions(config, training_set)
     total_steps, epochs = length(config, training_set.batches_per_epoch())
     check_rates(optim.optimizer, make_rates(optim, total_steps, [optim.learning_rate]), total_steps)
+    training_set = replace(training_set, pace=Pace(config.optim.gradient_accumulation_steps, total_steps))
 
     accelerator, dtype = make_accelerator(config.speed)
     events.emit("phase", name="loading", step=0, total=1)
     say(f"Loading {config.model.pretrained_model_name_or_path}")
     source = config.model.pretrained_model_name_or_path
     model = load_model(source, config.model.revision, LoadOptions.of(config.model), dtype=None)
+    model.weighted_captions = config.data.weighted_captions
     for note in model.notes:
         warn(note)
     if config.noise.zero_terminal_snr:
@@ -136,7 +141,7 @@ def prepare(config: TrainNetwork) -> Run:
     network.train_only(groups)
     parameters = [{"params": group.params, "lr": group.lr} for group in groups]
     optimizer = accelerator.prepare(make_optimizer(optim.optimizer, parameters, optim.optimizer_args))
-    encode_captions = CaptionEncoder(model, trained=any(group.name.startswith("text_encoder") for group in groups))
+    encode_captions = CaptionEncoder(model, captions_vary(config, training_set, [group.name for group in groups]))
     if config.data.cache_text_encoder_outputs:
         with accelerator.autocast():
             encode_captions = drop_text_encoders(model, training_set, sampling, seed, accelerator.device)
@@ -177,15 +182,25 @@ def check_captions(config: TrainNetwork, training_set: TrainingSet) -> None:
     """See that captions that are to be encoded once stay the same in every epoch.
 
     Raises:
-        UserError: they are shuffled or dropped.
+        UserError: an option of a subset changes them.
     """
     if not config.data.cache_text_encoder_outputs:
         return
     for subset in (subset for dataset in training_set.datasets for subset in dataset.subsets):
-        changing = [name for name in ("shuffle_caption", "caption_dropout_rate") if getattr(subset, name)]
+        changing = [name for name in CHANGING if getattr(subset, name)]
         if changing:
             message = f"needs captions that stay the same, but {subset.image_dir} has {changing[0]}; leave one out"
             raise UserError(message, field="cache_text_encoder_outputs")
+
+
+def captions_vary(config: TrainNetwork, training_set: TrainingSet, groups: Sequence[str]) -> bool:
+    """Whether the text encoders may say something else of a caption from batch to batch.
+
+    They do while they are trained, and where a network sits on them that acts at several multipliers.
+    """
+    multipliers = any(dataset.network_multiplier != 1 for dataset in training_set.datasets)
+    trained = any(name.startswith("text_encoder") for name in groups)
+    return trained or (multipliers and not config.network.network_train_unet_only)
 
 
 def drop_text_encoders(

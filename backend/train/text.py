@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
+from backend.families.clip_text import encode_texts
 from backend.families.model import Conditioning, Model
 
 # Shuffled captions never repeat, so the memory of them has an end: 1024 of SD1's are about 0.1 GB in half precision.
@@ -18,7 +19,7 @@ class CaptionEncoder:
 
     Args:
         model: whose text encoders are used, as they are at the time.
-        trained: gradients flow into the text encoders; nothing is remembered.
+        trained: gradients may flow into the text encoders, and what they say changes; nothing is remembered.
     """
 
     def __init__(self, model: Model, trained: bool) -> None:
@@ -44,8 +45,7 @@ class CaptionEncoder:
         return found
 
     def _encode(self, captions: Sequence[str]) -> Conditioning:
-        ids = self.model.family.tokenize(self.model, list(captions))
-        return self.model.family.encode(self.model, ids)
+        return encode_texts(self.model, list(captions))
 
 
 class KnownCaptions:
@@ -84,7 +84,7 @@ def encode_all(
     known: dict[str, Conditioning] = {}
     for start in range(0, len(texts), BATCH):
         group = texts[start : start + BATCH]
-        encoded = model.family.encode(model, model.family.tokenize(model, group))
+        encoded = encode_texts(model, group)
         for index, text in enumerate(group):
             # A copy, so that no caption holds the memory of its whole batch.
             known[text] = encoded[index : index + 1].to("cpu", copy=True)

@@ -119,6 +119,31 @@ def test_spellings_of_the_resolution(written, size):
         ("resolution = 64", "caption_dropout_rate = 1.5", "caption_dropout_rate: must be from 0 to 1, got 1.5"),
         ("resolution = 64", 'flip_aug = "yes"', 'flip_aug: must be true or false, got "yes"'),
         ("resolution = 64", "resolution = 64", "resolution: is not a key of this table; it belongs in [[datasets]]"),
+        ("resolution = 64\nnetwork_multiplier = 0.0", "", "network_multiplier: must not be 0: nothing is learnt"),
+        ("resolution = 64", "cache_info = true", "cache_info: is not needed: pictures are measured at every start"),
+        ("resolution = 64", "caption_tag_dropout_rate = 2", "caption_tag_dropout_rate: must be from 0 to 1, got 2"),
+        (
+            "resolution = 64",
+            "token_warmup_step = 2.5",
+            "token_warmup_step: must be a whole number of steps or a fraction",
+        ),
+        ("resolution = 64", "caption_extension = 'a'\ncaption_extention = 'b'", "caption_extension: is given twice"),
+        ("resolution = 64", "keep_tokens_separator = ''", "keep_tokens_separator: must not be empty"),
+        (
+            "resolution = 64",
+            "custom_attributes = {diff_output_preservation = true}",
+            "custom_attributes: has diff_output_preservation, which there is not; use regularisation",
+        ),
+        (
+            "resolution = 64",
+            "metadata_file = 'm.json'\nclass_tokens = 'dog'",
+            "class_tokens: has no meaning with metadata_file; leave one out (subset 1 of dataset 1",
+        ),
+        (
+            "resolution = 64",
+            "[[datasets.subsets]]\nmetadata_file = 'm.json'",
+            "metadata_file: stands in some subsets and not in others; give these a [[datasets]] of their own",
+        ),
         ("resolution = 64", "keep_token = 1", "keep_token: is not a key of this table; did you mean keep_tokens?"),
     ],
 )
@@ -180,3 +205,24 @@ def test_repeats_are_bounded():
     text = "[[datasets]]\nresolution = 64\nnum_repeats = 1000000000000\n[[datasets.subsets]]\nimage_dir = 'a'\n"
     (line,) = lines(text)
     assert line.startswith("num_repeats: ") and "10000" in line
+
+
+def test_all_caption_keys_of_sd_scripts_are_read():
+    written = {
+        "keep_tokens_separator": "|||",
+        "secondary_separator": ";;;",
+        "enable_wildcard": True,
+        "caption_dropout_every_n_epochs": 2,
+        "caption_tag_dropout_rate": 0.1,
+        "token_warmup_min": 2,
+        "token_warmup_step": 0.25,
+        "custom_attributes": {"artist": "me", "size": 3},
+    }
+    tables = {"general": written, "datasets": [{"resolution": 64, "subsets": [{"image_dir": "a"}]}]}
+    found = DatasetConfig.from_tables(tables, "d.toml")
+    (subset,) = found.datasets[0].subsets
+    assert {name: getattr(subset, name) for name in written} == written
+    assert DatasetConfig.loads(found.to_toml()) == found
+    lists = {"general": {"caption_extention": ".tags", "token_warmup_step": 5}, "datasets": tables["datasets"]}
+    (subset,) = DatasetConfig.from_tables(lists, "d.toml").datasets[0].subsets
+    assert (subset.caption_extension, subset.token_warmup_step) == (".tags", 5.0)

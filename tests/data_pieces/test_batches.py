@@ -5,6 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from backend.data.batches import Pace
+from backend.data.captions import Moment
+
 TOML = """
 [general]
 enable_bucket = true
@@ -172,4 +175,38 @@ def test_regularisation_samples_are_marked(draw, scan):
     assert Counter((item.picture.path.name, item.picture.is_reg) for item in items) == {
         ("a.png", False): 3,
         ("x.png", True): 3,
+    }
+
+
+def test_the_step_of_a_batch_follows_from_epoch_position_and_accumulation():
+    pace = Pace(accumulation=4, total_steps=50)
+    # Nine batches are three steps, the last of one batch.
+    assert [pace.moment(0, position, 9).step for position in range(9)] == [0, 0, 0, 0, 1, 1, 1, 1, 2]
+    assert [pace.moment(2, position, 9) for position in (0, 8)] == [Moment(2, 6, 50), Moment(2, 8, 50)]
+
+
+def test_captions_grow_with_the_step_and_go_with_the_epoch(training_set):
+    found = training_set()
+    subset = (
+        found.datasets[0]
+        .subsets[0]
+        .model_copy(update={"token_warmup_step": 0.5, "caption_dropout_every_n_epochs": 3, "shuffle_caption": False})
+    )
+    options = found.datasets[0].model_copy(update={"subsets": (subset,)})
+    # 9 batches are 5 steps of two; half of 16 steps is 8.
+    found = replace(found, datasets=(options,), pace=Pace(accumulation=2, total_steps=16))
+    whole = ["a", "a, b", "a, b, c", "a, b, c, d"]
+    for epoch in range(4):
+        for position, batch in enumerate(found.epoch_batches(1, epoch)):
+            step = epoch * 5 + position // 2
+            expected = "" if epoch == 2 else whole[min(step, 8) * 3 // 8]
+            assert {item.caption for item in batch.items} == {expected}
+
+
+def test_a_batch_has_the_multiplier_of_its_dataset(training_set):
+    extra = "[[datasets]]\nresolution = 64\nnetwork_multiplier = -0.5\n[[datasets.subsets]]\nimage_dir = 'train'\n"
+    batches = training_set(4, extra).epoch_batches(0, 0)
+    assert {(b.items[0].picture.dataset, b.multiplier, b.shard(0, 2).multiplier) for b in batches} == {
+        (0, 1.0, 1.0),
+        (1, -0.5, -0.5),
     }
