@@ -35,7 +35,9 @@ def to_scripts(values: Mapping[str, Any]) -> tuple[str, list[Note]]:
     for name, leaf in known.items():
         value = values.get(name, leaf.default)
         if name in DEFAULTS:
-            if value is not None and (plain := _plain(name, value)) is not None and differs(name, plain):
+            plain = None if value is None else _plain(name, value)
+            # What is left out must be the default on both sides.
+            if plain is not None and (differs(name, plain) or value != leaf.default):
                 document.add(name, plain)
         elif name in values and value is not None and value != leaf.default:
             notes.append(

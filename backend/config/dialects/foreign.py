@@ -11,6 +11,7 @@ from backend.config.dialects.gui import looks_like_gui, read_gui
 from backend.config.dialects.lora_file import read_metadata
 from backend.config.dialects.reading import Imported
 from backend.config.dialects.scripts import DEFAULTS, PAIRS, read_scripts, reading_of
+from backend.config.messages import suggestion
 from backend.config.train import TrainNetwork
 from backend.errors import UserError
 from backend.header import parse_header, read_header
@@ -19,6 +20,9 @@ LORA, JSON, TOML = ".safetensors", ".json", ".toml"
 SUFFIXES = (TOML, JSON, LORA)
 # A config is a few kilobytes.
 TEXT_BYTES = 1024 * 1024
+# More than any of these programs has options.
+KEYS = 2000
+KEYS_TRIED = 50
 OWN = "config of our own"
 
 
@@ -33,23 +37,35 @@ def read_foreign(source: Path | bytes, name: str) -> Imported:
         UserError: it cannot be read, or is none of these.
     """
     if PurePath(name).suffix.lower() == LORA:
-        header = read_header(source) if isinstance(source, Path) else parse_header(source, len(source), name)
-        return read_metadata(header.metadata, name)
+        return read_metadata(_metadata(source, name), name)
     text = _text(source, name)
     tables = _from_json(text, name) if text.lstrip()[:1] == "{" else _from_toml(text, name)
     if "datasets" in tables:
         raise UserError("describes a dataset and no training: name it as dataset_config", name)
+    plain = {key for key, value in tables.items() if not isinstance(value, Mapping)}
+    inner = {key for value in tables.values() if isinstance(value, Mapping) for key in value}
+    if len(plain) + len(inner) > KEYS:
+        raise UserError(f"has more than {KEYS} keys, so it is no config", name)
     if _is_own(tables):
         reading = reading_of(tables)
         reading.by_name({}, {}, "train_network")
         return reading.result(OWN)
     if looks_like_gui(tables):
         return read_gui(tables)
-    plain = {key for key, value in tables.items() if not isinstance(value, Mapping)}
-    inner = {key for value in tables.values() if isinstance(value, Mapping) for key in value}
-    if not (plain | inner) & (set(DEFAULTS) | set(leaves(TrainNetwork))):
+    known = set(DEFAULTS) | set(leaves(TrainNetwork))
+    if not any(key in known or suggestion(key, known) for key in sorted(plain | inner)[:KEYS_TRIED]):
         raise UserError("has no option of train_network or sd-scripts; choose a config or a LoRA file", name)
     return read_scripts(tables)
+
+
+def _metadata(source: Path | bytes, name: str) -> Mapping[str, str]:
+    try:
+        header = read_header(source) if isinstance(source, Path) else parse_header(source, len(source), name)
+    except UserError as error:
+        raise UserError(error.message, name) from error
+    if len(header.metadata) > KEYS:
+        raise UserError(f"has more than {KEYS} fields of metadata, so it is no LoRA file of a trainer", name)
+    return header.metadata
 
 
 def _is_own(tables: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from backend.config.declare import leaves
 from backend.config.dialects.dataset_text import take_dataset
 from backend.config.dialects.networks import settle_network
-from backend.config.dialects.reading import UNSET, Imported, Reading
+from backend.config.dialects.reading import UNSET, Imported, Reading, same
 from backend.config.dialects.scripts import DEFAULTS, REASONS
 from backend.config.messages import shown
 from backend.config.train import TrainNetwork
@@ -62,9 +62,11 @@ def read_metadata(metadata: Mapping[str, str], name: str) -> Imported:
     _take_model(reading)
     _take_tables(reading)
     take_dataset(reading)
-    for key, name in RENAMED.items():
-        if key in reading.left:
-            reading.left[name] = reading.left.pop(key)
+    for key, option in RENAMED.items():
+        if key in reading.left and same(reading.left[key], DEFAULTS[option]):
+            reading.drop(key)
+        elif key in reading.left and option in leaves(TrainNetwork):
+            reading.take(key, option)
     reading.by_name(DEFAULTS, REASONS, PROGRAM)
     settle_network(reading)
     return reading.result("metadata of a LoRA file")

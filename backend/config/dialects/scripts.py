@@ -129,10 +129,11 @@ def read_scripts(tables: Mapping[str, Any]) -> Imported:
     reading.drop(*PASSED_OVER)
     given = set(reading.left)
     sort_scripts(reading)
-    if "learning_rate" not in given:
-        ours, theirs = leaves(TrainNetwork)["learning_rate"].default, DEFAULTS["learning_rate"]
-        text = f"is not given: {PROGRAM} would take {shown(theirs)}, here it is {shown(ours)}"
-        reading.notes.append(Note("learning_rate", "", text, OPEN))
+    for name, leaf in leaves(TrainNetwork).items():
+        theirs = DEFAULTS.get(name)
+        if name not in given and theirs is not None and leaf.default is not None and not same(leaf.default, theirs):
+            text = f"is not given: {PROGRAM} would take {shown(theirs)}, here it is {shown(leaf.default)}"
+            reading.notes.append(Note(name, "", text, OPEN))
     return reading.result(f"toml of {PROGRAM}")
 
 
