@@ -11,18 +11,22 @@ TITLES = {LOST: "Not carried over", OPEN: "To be completed", CHANGED: "Carried o
 MOST = 400
 
 
-def told(found: Imported, name: str, by_page: Iterable[str] = ()) -> str:
+def told(found: Imported, name: str, by_page: Iterable[str] = (), kept: Iterable[str] = ()) -> str:
     """The report of an import.
 
     Args:
         found: what was read.
         name: of the file.
         by_page: options among the values that the page sets by itself and so leaves out.
+        kept: options that the file does not have and the form keeps as they are.
     """
     by_page = list(by_page)
     count = len(found.values) - len(by_page)
     parts = [notice(f"{count} options taken from {name}: {found.source_kind}.")]
     notes = [*found.notes, *(Note(option, "", "is set by the page itself") for option in by_page)]
+    open_already = {note.key for note in notes}
+    text = "is not in the file, so the form keeps what it has"
+    notes += [Note(option, "", text, OPEN) for option in kept if option not in open_already]
     parts += [notes_list(title, [note for note in notes if note.kind == kind]) for kind, title in TITLES.items()]
     parts += [_folded(f"{what}: {len(keys)}", _names(keys)) for what, keys in _silent(found) if keys]
     if found.dataset:
@@ -41,7 +45,7 @@ def notes_list(title: str, notes: list[Note]) -> str:
 
 def _line(note: Note) -> str:
     value = f" = <code>{escape(note.value)}</code>" if note.value else ""
-    return f"<b>{escape(note.key)}</b>{value} {escape(note.text)}"
+    return f"<b>{escape(note.key)}</b>{value}: {escape(note.text)}"
 
 
 def _silent(found: Imported) -> list[tuple[str, tuple[str, ...]]]:

@@ -90,19 +90,10 @@ def draw_preset_row(
                 gr.Button(word, size="sm", min_width=80, elem_id=f"{prefix}preset-{word.lower()}")
                 for word in ("Load", "Save", "Rename", "Delete")
             )
-            bring = gr.UploadButton(
-                "Import" if foreign else "Import toml",
-                size="sm",
-                min_width=110,
-                file_types=list(SUFFIXES) if foreign else [".toml"],
-                elem_id=f"{prefix}preset-import",
-            )
-            export = gr.Button("Export toml", size="sm", min_width=110, elem_id=f"{prefix}preset-export")
-            scripts = None
-            if foreign:
-                scripts = gr.Button(
-                    "Export for sd-scripts", size="sm", min_width=150, elem_id=f"{prefix}preset-export-scripts"
-                )
+            files = None if foreign else _draw_files(prefix, foreign)
+        if files is None:
+            with gr.Row():
+                files = _draw_files(prefix, foreign)
         if foreign:
             gr.HTML(FORMATS, padding=False)
         with gr.Row(visible=False, elem_id=f"{prefix}preset-confirm") as confirm:
@@ -111,9 +102,25 @@ def draw_preset_row(
         answer = gr.HTML(elem_id=f"{prefix}preset-answer", padding=False)
         export_name, export_text = gr.Textbox(visible=False), gr.Textbox(visible=False)
     return PresetRow(
-        *(choice, name, load, save, rename, delete, bring, export, scripts),
+        *(choice, name, load, save, rename, delete, *files),
         *(confirm, really, keep, answer, export_name, export_text),
     )
+
+
+def _draw_files(prefix: str, foreign: bool) -> tuple[gr.UploadButton, gr.Button, gr.Button | None]:
+    """The buttons that take a file and give one, the last only where other programs' configs are known."""
+    bring = gr.UploadButton(
+        "Import" if foreign else "Import toml",
+        size="sm",
+        min_width=110,
+        file_types=list(SUFFIXES) if foreign else [".toml"],
+        elem_id=f"{prefix}preset-import",
+    )
+    export = gr.Button("Export toml", size="sm", min_width=110, elem_id=f"{prefix}preset-export")
+    if not foreign:
+        return bring, export, None
+    scripts = gr.Button("Export for sd-scripts", size="sm", min_width=150, elem_id=f"{prefix}preset-export-scripts")
+    return bring, export, scripts
 
 
 def choices(services: Services, form_class: Any) -> list[tuple[str, str]]:
@@ -286,7 +293,9 @@ def _read(kind: Any, file: Path, shown: Sequence[str], foreign: bool) -> tuple[s
     if found.prompts:
         # The form shows prompts by their text, and keeps them as a file when they are used.
         values["sample_prompts"] = found.prompts
-    return told(found, file.name, [name for name in values if name not in shown]), values
+    by_page = [name for name in values if name not in shown]
+    kept = [name for name, leaf in leaves(kind).items() if leaf.required and name in shown and name not in values]
+    return told(found, file.name, by_page, kept), values
 
 
 def read_changed(form: Form, shown: Sequence[Any]) -> Mapping[str, Any]:

@@ -122,7 +122,7 @@ CSS = """
   overflow-wrap: anywhere; }
 .told { font-size: .9rem; line-height: 1.5; overflow-wrap: anywhere; }
 .told h4 { margin: 12px 0 4px; font-size: .92rem; font-weight: 600; }
-.told ul { margin: 0; padding: 0 4px 0 18px; list-style: disc; max-height: 320px; overflow-y: auto; }
+.told ul { margin: 0; padding: 0 0 0 18px; list-style: disc; } .told li { margin: 0 !important; }
 .told code { background: none; padding: 0; }
 .told details { margin-top: 10px; } .told summary { cursor: pointer; font-weight: 600; }
 .told pre { margin: 6px 0 0; max-height: 320px; overflow: auto; white-space: pre; }

@@ -135,7 +135,7 @@ def _toml(
     import tomlkit  # as in toml.py
 
     document = tomlkit.document()
-    document.add(tomlkit.comment("Written from the metadata of a LoRA file: complete the path of every image_dir."))
+    document.add(tomlkit.comment("From a LoRA file's metadata: complete every image_dir."))
     if general:
         document.add("general", _table(general))
     datasets = tomlkit.aot()
