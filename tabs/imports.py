@@ -7,6 +7,7 @@ from backend.config.dialects.reading import CHANGED, LOST, OPEN, Imported, Note
 from tabs.text import notice
 
 TITLES = {LOST: "Not carried over", OPEN: "To be completed", CHANGED: "Carried over in another form"}
+NOT_SHOWN = "is not in this form: the page sets it itself, or it is for the command line"
 # A config has a few hundred keys at most; a hostile file may have more than a page can show.
 MOST = 400
 
@@ -17,13 +18,13 @@ def told(found: Imported, name: str, by_page: Iterable[str] = (), kept: Iterable
     Args:
         found: what was read.
         name: of the file.
-        by_page: options among the values that the page sets by itself and so leaves out.
+        by_page: options among the values that the form does not show.
         kept: options that the file does not have and the form keeps as they are.
     """
     by_page = list(by_page)
     count = len(found.values) - len(by_page)
     parts = [notice(f"{count} options taken from {name}: {found.source_kind}.")]
-    notes = [*found.notes, *(Note(option, "", "is set by the page itself") for option in by_page)]
+    notes = [*found.notes, *(Note(option, "", NOT_SHOWN) for option in by_page)]
     open_already = {note.key for note in notes}
     text = "is not in the file, so the form keeps what it has"
     notes += [Note(option, "", text, OPEN) for option in kept if option not in open_already]

@@ -201,6 +201,16 @@ def test_a_gui_config_is_read_by_what_the_gui_makes_of_it():
     assert {"guidance_scale", "multires_noise_iterations", "huber_c", "factor"} <= set(found.idle)
 
 
+def test_folders_of_pictures_are_taken_where_there_is_an_option_for_them():
+    found = gui(train_data_dir="/pictures", reg_data_dir="")
+    if "train_data_dir" in leaves(TrainNetwork):
+        assert found.values["train_data_dir"] == Path("/pictures")
+        assert found.values["resolution"] == "512,512" and "caption_extension" in found.values
+    else:
+        assert {"train_data_dir", "max_resolution"} <= set(notes(found, LOST))
+    assert not found.of(OPEN) and found.values["network_args"]["conv_alpha"] == 4.0
+
+
 @pytest.mark.parametrize(
     "changes",
     [

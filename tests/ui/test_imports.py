@@ -111,7 +111,7 @@ def test_the_report_names_everything_and_trusts_nothing() -> None:
     found = read_foreign(json.dumps(GUI).encode(), "mine.json")
     html = told(found, "<i>.json", ["output_dir"])
     assert "<img" not in html and "<script" not in html and "<i>" not in html and "hf_secret" not in html
-    assert "&lt;img src=x" in html and "guidance_scale" in html and "is set by the page itself" in html
+    assert "&lt;img src=x" in html and "guidance_scale" in html and "the page sets it itself" in html
     many = "".join(f"strange_key_{number} = 1\n" for number in range(MOST + 100))
     html = told(read_foreign(f"seed = 1\n{many}".encode(), "a.toml"), "a.toml")
     assert html.count("<li>") <= MOST + 3 and "and 100 more" in html

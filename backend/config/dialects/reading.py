@@ -225,6 +225,9 @@ class _Judge:
         self.reading = reading
         self.known = leaves(TrainNetwork)
         self.kept: dict[str, Any] = {}
+        self.stand_ins = {name for name, leaf in self.known.items() if leaf.required}
+        if reading.prompts:
+            self.stand_ins.add("sample_prompts")
         # Those that give up others come last, when the others are there.
         self.given = sorted(reading.values.items(), key=lambda item: item[0] in OF_A_CHOICE)
 
@@ -250,19 +253,19 @@ class _Judge:
                 return self.kept
 
     def _complete(self) -> dict[str, Any]:
-        missing = [name for name, leaf in self.known.items() if leaf.required]
-        if self.reading.prompts:
-            missing.append("sample_prompts")
         lines = {
             name: [f"{key}={_written(item)}" for key, item in value.items()] if isinstance(value, dict) else value
             for name, value in self.kept.items()
         }
-        return dict.fromkeys(missing, STAND_IN) | lines
+        return dict.fromkeys(self.stand_ins, STAND_IN) | lines
 
     def _take_out(self, place: str, text: str) -> bool:
         name, _, argument = place.partition(".")
         if name not in self.kept:
-            return False
+            # Where something else was given in its place, a stand-in is one too many.
+            given = name in self.stand_ins
+            self.stand_ins.discard(name)
+            return given
         if argument and argument in self.kept[name]:
             self._refuse(place, text, self.kept[name].pop(argument))
             if not self.kept[name]:
