@@ -199,7 +199,8 @@ def help_text(command_class: type[Command]) -> str:
     """The text of `--help`, by sections, with types, bounds, choices and defaults."""
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
     known = leaves(command_class)
-    places = "".join(f" {leaf.name.upper()}" for leaf in known.values() if leaf.positional)
+    positional = [leaf for leaf in known.values() if leaf.positional]
+    places = "".join(f" {usage(leaf)}" if leaf.required else f" [{usage(leaf)}]" for leaf in positional)
     lines = [f"python -m backend {command_class.command}{places} [options]", "", f"{heading(command_class)}.", ""]
     sections: dict[str, list[Leaf]] = {"General": [HELP, *GENERAL]}
     for leaf in known.values():

@@ -278,10 +278,30 @@ def test_a_toml_of_sd_scripts_is_read_leniently():
     assert found.idle == ("mem_eff_attn",)
 
 
+def test_the_toml_that_the_gui_writes_for_a_run_is_one_of_sd_scripts():
+    found = toml(
+        'epoch = 10\nnoise_offset_type = "Original"\nmax_train_steps = 50\nlr_scheduler_args = []\nxformers = true'
+    )
+    assert found.source_kind == "toml of sd-scripts"
+    assert found.values == {"max_train_steps": 50, "xformers": True} and set(found.idle) >= {
+        "epoch",
+        "noise_offset_type",
+    }
+
+
 def test_another_default_of_sd_scripts_is_told():
     (note,) = toml("network_dim = 8").of(OPEN)
     assert (note.key, "2e-06" in note.text, "0.0001" in note.text) == ("learning_rate", True, True)
     assert not toml("learning_rate = 1e-3").of(OPEN)
+
+
+def test_what_is_missing_beside_the_values_is_asked_for():
+    found = toml('sample_every_n_epochs = 2\nlearning_rate = 1.0\nnetwork_args = ["conv_dim=8"]\nseed = -1')
+    assert found.values == {"sample_every_n_epochs": 2, "learning_rate": 1.0, "network_args": {"conv_dim": 8}}
+    assert notes(found, OPEN) == {
+        "sample_prompts": "is required with sample_every_n_epochs: a text file with one prompt a line"
+    }
+    assert list(notes(found, LOST)) == ["seed"]
 
 
 def test_what_belongs_to_a_choice_that_is_not_here_goes_with_it():

@@ -7,7 +7,8 @@ from typing import Any
 
 from backend.config.dataset import DATASET_KEYS, SUBSET_KEYS
 from backend.config.declare import Leaf
-from backend.config.dialects.reading import NO_COUNTERPART, OPEN, UNSET, Note, Reading, convert, same
+from backend.config.dialects.judging import convert
+from backend.config.dialects.reading import NO_COUNTERPART, OPEN, UNSET, Note, Reading, same
 from backend.config.dialects.scripts import DEFAULTS
 from backend.config.messages import shown
 

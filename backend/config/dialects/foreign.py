@@ -8,6 +8,7 @@ from typing import Any
 
 from backend.config.declare import leaves
 from backend.config.dialects.gui import looks_like_gui, read_gui
+from backend.config.dialects.judging import finish
 from backend.config.dialects.lora_file import read_metadata
 from backend.config.dialects.reading import Imported
 from backend.config.dialects.scripts import DEFAULTS, PAIRS, read_scripts, reading_of
@@ -39,7 +40,8 @@ def read_foreign(source: Path | bytes, name: str) -> Imported:
     if PurePath(name).suffix.lower() == LORA:
         return read_metadata(_metadata(source, name), name)
     text = _text(source, name)
-    tables = _from_json(text, name) if text.lstrip()[:1] == "{" else _from_toml(text, name)
+    is_json = text.lstrip()[:1] == "{"
+    tables = _from_json(text, name) if is_json else _from_toml(text, name)
     if "datasets" in tables:
         raise UserError("describes a dataset and no training: name it as dataset_config", name)
     plain = {key for key, value in tables.items() if not isinstance(value, Mapping)}
@@ -49,8 +51,9 @@ def read_foreign(source: Path | bytes, name: str) -> Imported:
     if _is_own(tables):
         reading = reading_of(tables)
         reading.by_name({}, {}, "train_network")
-        return reading.result(OWN)
-    if looks_like_gui(tables):
+        return finish(reading, OWN)
+    # The toml that the GUI writes for a run is sd-scripts' own.
+    if is_json and looks_like_gui(tables):
         return read_gui(tables)
     known = set(DEFAULTS) | set(leaves(TrainNetwork))
     if not any(key in known or suggestion(key, known) for key in sorted(plain | inner)[:KEYS_TRIED]):

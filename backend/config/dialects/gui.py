@@ -31,6 +31,7 @@ from backend.config.dialects.gui_fields import (
     TYPES,
     ZERO_IS_UNSET,
 )
+from backend.config.dialects.judging import finish
 from backend.config.dialects.reading import NO_COUNTERPART, UNSET, Imported, Reading, same
 from backend.config.dialects.scripts import sort_scripts
 from backend.config.train import TrainNetwork
@@ -64,7 +65,7 @@ def read_gui(data: Mapping[str, Any]) -> Imported:
     _take_parameters(reading)
     _rename(reading)
     sort_scripts(reading, PROGRAM)
-    return reading.result(f"config of {PROGRAM}")
+    return finish(reading, f"config of {PROGRAM}")
 
 
 def _take_families_out(reading: Reading) -> None:

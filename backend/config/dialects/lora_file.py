@@ -8,6 +8,7 @@ from typing import Any
 
 from backend.config.declare import leaves
 from backend.config.dialects.dataset_text import take_dataset
+from backend.config.dialects.judging import finish
 from backend.config.dialects.networks import settle_network
 from backend.config.dialects.reading import UNSET, Imported, Reading, same
 from backend.config.dialects.scripts import DEFAULTS, REASONS
@@ -69,7 +70,7 @@ def read_metadata(metadata: Mapping[str, str], name: str) -> Imported:
             reading.take(key, option)
     reading.by_name(DEFAULTS, REASONS, PROGRAM)
     settle_network(reading)
-    return reading.result("metadata of a LoRA file")
+    return finish(reading, "metadata of a LoRA file")
 
 
 def _sort_fields(reading: Reading, metadata: Mapping[str, str]) -> None:

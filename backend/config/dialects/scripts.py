@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backend.config.declare import leaves
+from backend.config.dialects.judging import finish
 from backend.config.dialects.networks import settle_network
 from backend.config.dialects.reading import NO_COUNTERPART, OPEN, Imported, Note, Reading, items_of, same
 from backend.config.messages import shown
@@ -134,7 +135,7 @@ def read_scripts(tables: Mapping[str, Any]) -> Imported:
         if name not in given and theirs is not None and leaf.default is not None and not same(leaf.default, theirs):
             text = f"is not given: {PROGRAM} would take {shown(theirs)}, here it is {shown(leaf.default)}"
             reading.notes.append(Note(name, "", text, OPEN))
-    return reading.result(f"toml of {PROGRAM}")
+    return finish(reading, f"toml of {PROGRAM}")
 
 
 def reading_of(tables: Mapping[str, Any]) -> Reading:
