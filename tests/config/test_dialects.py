@@ -1,16 +1,22 @@
 """Configs of other programs: what is read of them, and that nothing is dropped in silence."""
 
+import json
+import random
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from backend.config.base import problems, to_toml
 from backend.config.declare import leaves
 from backend.config.dialects.foreign import KEYS, TEXT_BYTES, read_foreign
 from backend.config.dialects.reading import CHANGED, LOST, OPEN
+from backend.config.dialects.scripts import DEFAULTS
 from backend.config.train import TrainNetwork
 from backend.errors import UserError
 from backend.header import METADATA_KEY, pack_header
-from tests.config.foreign_files import GUI, gui, notes, toml, unaccounted
+from tests.config.foreign_files import GUI, gui, lora, notes, toml, unaccounted
 
 
 def test_a_gui_config_is_read_by_what_the_gui_makes_of_it():
@@ -189,3 +195,38 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         with pytest.raises(UserError) as caught:
             read_foreign(tmp_path / name, name)
         assert caught.value.message == "cannot be read: No such file or directory" and caught.value.field == name
+
+
+STRANGE: tuple[Any, ...] = (
+    None,
+    "",
+    0,
+    -5.5,
+    True,
+    "None",
+    "x",
+    1e400,
+    10**30,
+    "9" * 5000,
+    ["a=1"],
+    [[1]],
+    [{}],
+    "[1",
+    {},
+)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_stands_in_a_file_every_key_is_accounted_for_and_every_value_valid(seed):
+    draw = random.Random(seed)
+    names = draw.sample([*GUI, *DEFAULTS], 80)
+    data = {name: GUI[name] if name in GUI and draw.random() < 0.5 else draw.choice(STRANGE) for name in names}
+    fields = {f"ss_{name}": str(draw.choice(STRANGE)) for name in names}
+    fields |= {"ss_seed": "1", "ss_datasets": json.dumps([{"subsets": [data], "resolution": draw.choice(STRANGE)}])}
+    for found, keys in ((read_foreign(json.dumps(data).encode(), "a.json"), data), (lora(fields), fields)):
+        assert unaccounted(found, keys) == set()
+        # Options that need another are asked for.
+        asked = {note.key for note in found.of(OPEN)}
+        given = found.values | ({"sample_prompts": "p.txt"} if found.prompts else {})
+        assert set(problems(TrainNetwork, given, partial=True)) <= asked
+        assert tomllib.loads(to_toml(found.values, TrainNetwork)) is not None

@@ -8,7 +8,7 @@ from typing import Any
 from backend.config.dataset import DATASET_KEYS, SUBSET_KEYS
 from backend.config.declare import Leaf
 from backend.config.dialects.judging import convert
-from backend.config.dialects.reading import NO_COUNTERPART, OPEN, UNSET, Note, Reading, same
+from backend.config.dialects.reading import NO_COUNTERPART, OPEN, UNSET, Note, Reading, as_number, same
 from backend.config.dialects.scripts import DEFAULTS
 from backend.config.messages import shown
 
@@ -127,7 +127,10 @@ def _values(table: Mapping[str, Any], place: str, lost: list[Note]) -> dict[str,
 
 def _resolution(value: Any) -> list[int]:
     sides = value if isinstance(value, list) else str(value).strip("()[] ").replace("x", ",").split(",")
-    return [int(side) for side in sides]
+    found = [as_number(side) for side in sides]
+    if len(found) not in (1, 2) or any(side is None or not side.is_integer() for side in found):
+        raise ValueError(f"must be a number of pixels or [width, height], got {shown(value)}")
+    return [int(side) for side in found if side is not None]
 
 
 def _toml(

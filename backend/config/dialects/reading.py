@@ -6,7 +6,7 @@ differ; `Reading.by_name` takes the rest; judging.py then judges the values by t
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -222,9 +222,10 @@ def short(key: str) -> str:
     return key if len(key) <= KEY_LENGTH else f"{key[: KEY_LENGTH - 3]}..."
 
 
-def items_of(tables: Mapping[str, Any], tables_of_pairs: Iterable[str]) -> list[tuple[str, Any]]:
-    """The keys and values of flat or sectioned tables; a table that is itself an option stays one."""
+def items_of(tables: Mapping[str, Any], options: Container[str]) -> list[tuple[str, Any]]:
+    """The keys and values of flat or sectioned tables; a table under the name of an option is no section."""
     found: list[tuple[str, Any]] = []
     for key, value in tables.items():
-        found += value.items() if isinstance(value, Mapping) and key not in tables_of_pairs else [(key, value)]
+        is_section = isinstance(value, Mapping) and value and key not in options
+        found += value.items() if is_section else [(key, value)]
     return found

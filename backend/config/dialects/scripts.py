@@ -141,7 +141,7 @@ def read_scripts(tables: Mapping[str, Any]) -> Imported:
 def reading_of(tables: Mapping[str, Any]) -> Reading:
     """The keys of a toml without its sections; of a key that is given twice the last counts, as in sd-scripts."""
     reading = Reading({})
-    for key, value in items_of(tables, PAIRS):
+    for key, value in items_of(tables, DEFAULTS):
         if key in reading.left:
             reading.lose(key, f"is given twice; {PROGRAM} takes the last")
         reading.left[key] = value
