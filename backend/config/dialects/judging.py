@@ -91,6 +91,9 @@ class _Judge:
             # Where something else was given in its place, a stand-in is one too many.
             given = name in self.stand_ins
             self.stand_ins.discard(name)
+            if name == "sample_prompts" and self.reading.prompts:
+                self._refuse(name, text, self.reading.prompts)
+                self.reading.prompts = ""
             return given
         if argument and argument in self.kept[name]:
             self._refuse(place, text, self.kept[name].pop(argument))
