@@ -49,7 +49,7 @@ def test_a_gui_config_is_read_by_what_the_gui_makes_of_it():
         assert name not in found.values
     assert found.prompts == "a red fox --w 512\na blue fox"
     lost = notes(found, LOST)
-    assert lost["mem_eff_attn"] == "has no counterpart here; use sdpa or xformers"
+    assert lost["deepspeed"] == "belongs to DeepSpeed, which is not supported"
     assert lost["multi_gpu"] == "is given to `accelerate launch` and not to the trainer"
     assert "secret" in lost["huggingface_token"] and "hf_secret" not in repr(found)
     assert "is no option of kohya_ss' GUI" in lost["token_like_nothing_known"]
@@ -109,7 +109,7 @@ def test_a_toml_of_sd_scripts_is_read_leniently():
         max_train_steps = -1
         text_encoder_lr = 5e-5
         use_8bit_adam = true
-        mem_eff_attn = false
+        zero_stage = 2
         deepspeed = true
         wandb_api_key = "secret-key"
         dataset_config = "d.toml"
@@ -131,7 +131,7 @@ def test_a_toml_of_sd_scripts_is_read_leniently():
     assert lost["max_train_steps"] == "must be at least 1, got -1"
     assert "DeepSpeed" in lost["deepspeed"] and "secret-key" not in repr(found)
     assert lost["train_data_dir"] == "has no effect in sd-scripts beside dataset_config"
-    assert found.idle == ("mem_eff_attn",)
+    assert found.idle == ("zero_stage",)
 
 
 def test_the_toml_that_the_gui_writes_for_a_run_is_one_of_sd_scripts():

@@ -59,7 +59,7 @@ def test_the_command_imports_and_lists_on_stderr(tmp_path, capsys):
     source.write_text(json.dumps(GUI))
     assert program.main(["import_config", str(source), str(target)]) == 0
     said = capsys.readouterr()
-    assert said.out == "" and "Not carried over:\n" in said.err and "mem_eff_attn = true: has no" in said.err
+    assert said.out == "" and "Not carried over:\n" in said.err and "deepspeed = true: belongs to" in said.err
     assert (tmp_path / "out_prompts.txt").read_text() == GUI["sample_prompts"] + "\n"
     argv = [f"--config_file={target}", "--dataset_config=d"]
     config = TrainNetwork.model_validate(tomllib.loads(target.read_text()) | {"data": {"dataset_config": "d"}})

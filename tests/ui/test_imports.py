@@ -30,7 +30,7 @@ GUI = {
     "output_dir": "/somewhere",
     "sample_prompts": "a <b>red</b> fox --w 512\na blue fox",
     "sample_every_n_epochs": 2,
-    "mem_eff_attn": True,
+    "deepspeed": True,
     "multi_gpu": True,
     "xformers": "sdpa",
     "<img src=x onerror=alert(1)>": "<script>alert(2)</script>",
@@ -65,7 +65,7 @@ def test_a_gui_config_fills_the_form_and_the_rest_is_listed(open_page: Callable[
     kept = "dataset_config: is not in the file, so the form keeps what it has"
     for text in (
         kept,
-        "mem_eff_attn = true: has no counterpart here",
+        "deepspeed = true: belongs to DeepSpeed, which is not supported",
         "<script>alert(2)</script>",
         "multi_gpu",
         "output_dir",

@@ -96,7 +96,6 @@ DEFAULTS: dict[str, Any] = (
 OTHER_TRAINING = "belongs to another kind of training (fine-tuning, DreamBooth or textual inversion)"
 DEEPSPEED = "belongs to DeepSpeed, which is not supported"
 REASONS = {
-    "mem_eff_attn": "has no counterpart here; use sdpa or xformers",
     "lowram": "has no counterpart here: a model is loaded without a second copy",
     "highvram": "has no counterpart here",
     "tokenizer_cache_dir": "is not needed: the vocabularies come with the program",
