@@ -42,6 +42,8 @@ COMMANDS: dict[str, Entry] = {
     "resize_images_to_resolution": Entry("backend.config.tools:ResizeImages", "backend.tools.resize:run"),
     "convert_diffusers20_original_sd": Entry("backend.config.tools:ConvertModel", "backend.tools.convert:run"),
     "inspect_lora": Entry("backend.config.tools:InspectLora", "backend.tools.inspect_lora:run"),
+    "import_config": Entry("backend.config.conversion:ImportConfig", "backend.tools.config_files:bring"),
+    "export_config": Entry("backend.config.conversion:ExportConfig", "backend.tools.config_files:give"),
 }
 ALIASES = {"gen_img_diffusers": "gen_img", "sdxl_merge_lora": "merge_lora"}
 

@@ -1,6 +1,6 @@
-"""The row of presets above a form: load, save, rename, delete, import and export as toml."""
+"""The row of presets above a form: load, save, rename, delete; import and export as toml, or as others write it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,19 @@ import gradio as gr
 
 from backend.config import presets
 from backend.config.base import leaves, to_toml
+from backend.config.dialects.export import to_scripts
+from backend.config.dialects.foreign import LORA, SUFFIXES, read_foreign
+from backend.config.dialects.reading import Imported
 from backend.errors import ConfigError, UserError
 from backend.serving import Services
 from backend.workspace import make_slug
 from tabs.form import Form
+from tabs.imports import TITLES, notes_list, told
 from tabs.text import complaint, notice
 
 IMPORT_BYTES = 1024 * 1024
+FORMATS = """<div class="hint">Import reads a toml of ours or of sd-scripts, a JSON of kohya_ss' GUI, and how a LoRA
+file (.safetensors) was trained.</div>"""
 # The text comes from the server, the file is made by the browser: no path is involved.
 DOWNLOAD = """(name, text) => {
   const link = document.createElement('a');
@@ -28,7 +34,7 @@ DOWNLOAD = """(name, text) => {
 
 @dataclass(frozen=True)
 class PresetRow:
-    """The widgets of the row."""
+    """The widgets of the row; `scripts` is there where other programs' configs can be read and written."""
 
     choice: gr.Dropdown
     name: gr.Textbox
@@ -38,6 +44,7 @@ class PresetRow:
     delete: gr.Button
     bring: gr.UploadButton
     export: gr.Button
+    scripts: gr.Button | None
     confirm: gr.Row
     really: gr.Button
     keep: gr.Button
@@ -46,7 +53,9 @@ class PresetRow:
     export_text: gr.Textbox
 
 
-def draw_preset_row(services: Services, form_class: Any, first: str = "demo", prefix: str = "") -> PresetRow:
+def draw_preset_row(
+    services: Services, form_class: Any, first: str = "demo", prefix: str = "", foreign: bool = False
+) -> PresetRow:
     """Draw the row; `connect_presets` brings it to life when the form is there.
 
     Args:
@@ -54,6 +63,7 @@ def draw_preset_row(services: Services, form_class: Any, first: str = "demo", pr
         form_class: the command that the presets configure.
         first: the preset that is chosen at first, if there is one of this name.
         prefix: what the elements' ids begin with, where a page has several rows.
+        foreign: configs of other programs can be imported, and one exported for sd-scripts.
     """
     known = choices(services, form_class)
     names = [value for _, value in known]
@@ -80,18 +90,37 @@ def draw_preset_row(services: Services, form_class: Any, first: str = "demo", pr
                 gr.Button(word, size="sm", min_width=80, elem_id=f"{prefix}preset-{word.lower()}")
                 for word in ("Load", "Save", "Rename", "Delete")
             )
-            bring = gr.UploadButton(
-                "Import toml", size="sm", min_width=110, file_types=[".toml"], elem_id=f"{prefix}preset-import"
-            )
-            export = gr.Button("Export toml", size="sm", min_width=110, elem_id=f"{prefix}preset-export")
+            files = None if foreign else _draw_files(prefix, foreign)
+        if files is None:
+            with gr.Row():
+                files = _draw_files(prefix, foreign)
+        if foreign:
+            gr.HTML(FORMATS, padding=False)
         with gr.Row(visible=False, elem_id=f"{prefix}preset-confirm") as confirm:
             really = gr.Button("Delete it for good", variant="stop", size="sm", elem_id=f"{prefix}preset-really")
             keep = gr.Button("Keep it", size="sm", elem_id=f"{prefix}preset-keep")
         answer = gr.HTML(elem_id=f"{prefix}preset-answer", padding=False)
         export_name, export_text = gr.Textbox(visible=False), gr.Textbox(visible=False)
     return PresetRow(
-        choice, name, load, save, rename, delete, bring, export, confirm, really, keep, answer, export_name, export_text
+        *(choice, name, load, save, rename, delete, *files),
+        *(confirm, really, keep, answer, export_name, export_text),
     )
+
+
+def _draw_files(prefix: str, foreign: bool) -> tuple[gr.UploadButton, gr.Button, gr.Button | None]:
+    """The buttons that take a file and give one, the last only where other programs' configs are known."""
+    bring = gr.UploadButton(
+        "Import" if foreign else "Import toml",
+        size="sm",
+        min_width=110,
+        file_types=list(SUFFIXES) if foreign else [".toml"],
+        elem_id=f"{prefix}preset-import",
+    )
+    export = gr.Button("Export toml", size="sm", min_width=110, elem_id=f"{prefix}preset-export")
+    if not foreign:
+        return bring, export, None
+    scripts = gr.Button("Export for sd-scripts", size="sm", min_width=150, elem_id=f"{prefix}preset-export-scripts")
+    return bring, export, scripts
 
 
 def choices(services: Services, form_class: Any) -> list[tuple[str, str]]:
@@ -197,17 +226,12 @@ def _connect_toml(row: PresetRow, form: Form, root: Path) -> None:
     def bring(path: str) -> list[Any]:
         file = Path(path)
         try:
-            if file.stat().st_size > IMPORT_BYTES:
-                raise UserError("is too large for a config", "toml")
-            text = file.read_bytes().decode("utf-8-sig", errors="replace")
-            values = presets.imported(kind, text, file.name)
+            answer, values = _read(kind, file, form.names, foreign=row.scripts is not None)
         except UserError as error:
             return [complaint(error), *unfilled]
         finally:
             file.unlink(missing_ok=True)
-        ignored = [name for name in values if name not in form.names]
-        more = f" Set by the page itself: {', '.join(ignored)}." if ignored else ""
-        return [notice(f"{len(values)} options taken from {file.name}.{more}"), *form.fill(values)]
+        return [answer, *(form.fill(values) if values else unfilled)]
 
     def export(name: str | None, *shown: Any) -> list[Any]:
         try:
@@ -217,22 +241,61 @@ def _connect_toml(row: PresetRow, form: Form, root: Path) -> None:
             return [complaint(error), "", ""]
         return ["", f"{make_slug(name or kind.command)}.toml", text]
 
+    def export_scripts(name: str | None, *shown: Any) -> list[Any]:
+        try:
+            values = presets.checked(kind, read_changed(form, shown), "")
+        except UserError as error:
+            return [complaint(error), "", ""]
+        text, notes = to_scripts(values)
+        lists = [notes_list(title, [note for note in notes if note.kind == word]) for word, title in TITLES.items()]
+        answer = f'<div class="told">{"".join(lists)}</div>' if notes else ""
+        return [answer, f"{make_slug(name or kind.command)}-sd-scripts.toml", warning_of(values, root) + text]
+
     row.bring.upload(bring, row.bring, [row.answer, *form.inputs], api_name=f"{kind.command}_preset_import", **private)
     exported = [row.export_name, row.export_text]
-    row.export.click(
-        export,
-        [row.choice, *form.inputs],
-        [row.answer, *exported],
-        api_name=f"{kind.command}_preset_export",
-        **private,
-    ).then(
-        None,
-        exported,
-        None,
-        js=f"(name, text) => {{ if (text) ({DOWNLOAD})(name, text); }}",
-        api_name=f"{kind.command}_preset_download",
-        **private,
-    )
+
+    def connect_export(button: gr.Button, make: Callable[..., list[Any]], name: str) -> None:
+        button.click(
+            make,
+            [row.choice, *form.inputs],
+            [row.answer, *exported],
+            api_name=f"{kind.command}_{name}",
+            **private,
+        ).then(
+            None,
+            exported,
+            None,
+            js=f"(name, text) => {{ if (text) ({DOWNLOAD})(name, text); }}",
+            api_name=f"{kind.command}_{name}_download",
+            **private,
+        )
+
+    connect_export(row.export, export, "preset_export")
+    if row.scripts is not None:
+        connect_export(row.scripts, export_scripts, "preset_export_scripts")
+
+
+def _read(kind: Any, file: Path, shown: Sequence[str], foreign: bool) -> tuple[str, dict[str, Any]]:
+    """What an uploaded file says to a form that shows these options, and the report of it.
+
+    Raises:
+        UserError: it is no config, or a toml of ours with a mistake where only those are read.
+    """
+    if file.suffix.lower() != LORA and file.stat().st_size > IMPORT_BYTES:
+        raise UserError("is too large for a config", file.name)
+    if not foreign:
+        values = presets.imported(kind, file.read_bytes().decode("utf-8-sig", errors="replace"), file.name)
+        ignored = [name for name in values if name not in shown]
+        more = f" Set by the page itself: {', '.join(ignored)}." if ignored else ""
+        return notice(f"{len(values)} options taken from {file.name}.{more}"), values
+    found: Imported = read_foreign(file, file.name)
+    values = dict(found.values)
+    if found.prompts:
+        # The form shows prompts by their text, and keeps them as a file when they are used.
+        values["sample_prompts"] = found.prompts
+    by_page = [name for name in values if name not in shown]
+    kept = [name for name, leaf in leaves(kind).items() if leaf.required and name in shown and name not in values]
+    return told(found, file.name, by_page, kept), values
 
 
 def read_changed(form: Form, shown: Sequence[Any]) -> Mapping[str, Any]:

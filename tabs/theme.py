@@ -120,6 +120,12 @@ CSS = """
   background: var(--block-background-fill); border-top: 1px solid var(--block-border-color);
   border-right: 1px solid var(--block-border-color); border-bottom: 1px solid var(--block-border-color);
   overflow-wrap: anywhere; }
+.told { font-size: .9rem; line-height: 1.5; overflow-wrap: anywhere; }
+.told h4 { margin: 12px 0 4px; font-size: .92rem; font-weight: 600; }
+.told ul { margin: 0; padding: 0 0 0 18px; list-style: disc; } .told li { margin: 0 !important; }
+.told code { background: none; padding: 0; }
+.told details { margin-top: 10px; } .told summary { cursor: pointer; font-weight: 600; }
+.told pre { margin: 6px 0 0; max-height: 320px; overflow: auto; white-space: pre; }
 .status { border: 1px solid var(--block-border-color); border-radius: 8px; padding: 14px 16px;
   background: var(--block-background-fill); overflow-wrap: anywhere; }
 .status .top { display: flex; justify-content: space-between; gap: 12px; align-items: baseline; }

@@ -44,7 +44,7 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> gr.Timer:
     blocks: list[BlockBox] = []
     with gr.Row(elem_id="train-columns"):
         with gr.Column(scale=6, min_width=480):
-            row = draw_preset_row(services, TrainNetwork, PRESET)
+            row = draw_preset_row(services, TrainNetwork, PRESET, foreign=True)
             box = draw_dataset_box(services)
             search = gr.Column(elem_id="search")
             form = draw_form(

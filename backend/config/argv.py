@@ -15,13 +15,18 @@ from backend.config.declare import Command, Leaf, heading, leaves
 from backend.config.merge import Problems, collect, validate
 from backend.config.messages import bounds, did_you_mean, expectation, shown
 from backend.config.text import TRUE, parse_text
-from backend.config.toml import load
+from backend.config.toml import load, resolved_toml
 from backend.errors import ConfigError, UserError
+from backend.replacing import replacing
 
 CONFIG_FILE = Leaf(
     "config_file", "path", help="Read options from this toml file, flat or in sections; may be given several times."
 )
 PRESET = Leaf("preset", "str", help="Start from a preset, shipped or your own, by its name.")
+OUTPUT_CONFIG = Leaf(
+    "output_config", "bool", help="Write the resolved config to the file that config_file names last, and end."
+)
+GENERAL = (CONFIG_FILE, PRESET, OUTPUT_CONFIG)
 HELP = Leaf("help", "bool", help="Show this text.")
 
 
@@ -32,6 +37,7 @@ class Parsed:
     flags: dict[str, Any] = field(default_factory=dict)
     config_files: list[str] = field(default_factory=list)
     presets: list[str] = field(default_factory=list)
+    output_config: bool = False
     help: bool = False
     problems: Problems = field(default_factory=list)
 
@@ -41,7 +47,7 @@ def from_argv(command_class: type[Command], argv: list[str]) -> Command:
 
     Raises:
         ConfigError: with every problem of the words, the files and the values.
-        SystemExit: after `--help` has been shown.
+        SystemExit: after `--help` has been shown, or `--output_config` has written its file.
     """
     parsed = parse(command_class, argv)
     if parsed.help:
@@ -49,6 +55,7 @@ def from_argv(command_class: type[Command], argv: list[str]) -> Command:
         raise SystemExit(0)
     merged: dict[str, Any] = {}
     wrong = list(parsed.problems)
+    target = _take_target(parsed, wrong) if parsed.output_config else None
     for name in parsed.presets:
         try:
             merged |= presets.read(command_class, name)
@@ -71,13 +78,29 @@ def from_argv(command_class: type[Command], argv: list[str]) -> Command:
     wrong += [(name, text) for name, text in found if name not in named and not (unsure and name in missing)]
     if config is None or wrong:
         raise ConfigError(wrong)
+    if target is not None:
+        with replacing(target) as temporary:
+            temporary.write_text(resolved_toml(config), encoding="utf-8")
+        raise SystemExit(0)
     return config
+
+
+def _take_target(parsed: Parsed, wrong: Problems) -> Path | None:
+    """The file that `--output_config` writes: the last config_file, which is not read then."""
+    if not parsed.config_files:
+        wrong.append((OUTPUT_CONFIG.name, "needs config_file, the toml to write"))
+        return None
+    target = Path(parsed.config_files.pop()).expanduser()
+    target = target if target.suffix == ".toml" else target.with_name(f"{target.name}.toml")
+    if target.exists():
+        wrong.append((OUTPUT_CONFIG.name, f"{target} is there already; name a new file as the last config_file"))
+    return target
 
 
 def parse(command_class: type[Command], argv: list[str]) -> Parsed:
     """Sort the words of a command line by option, and read each by its option's type."""
     known = leaves(command_class)
-    flags = {CONFIG_FILE.name: CONFIG_FILE, PRESET.name: PRESET, HELP.name: HELP}
+    flags = {leaf.name: leaf for leaf in (*GENERAL, HELP)}
     flags |= {alias: leaf for leaf in known.values() if not leaf.positional for alias in (leaf.name, *leaf.aliases)}
     positional = [leaf for leaf in known.values() if leaf.positional]
     parsed, words = Parsed(), list(argv)
@@ -131,6 +154,8 @@ def _store(parsed: Parsed, leaf: Leaf, words: list[str]) -> None:
         parsed.config_files += words
     elif leaf is PRESET:
         parsed.presets += words
+    elif leaf is OUTPUT_CONFIG:
+        parsed.output_config = parse_text(leaf, words[0])
     elif leaf.kind == "table":
         parsed.flags[leaf.name] = [*parsed.flags.get(leaf.name, []), *words]
     else:
@@ -174,9 +199,10 @@ def help_text(command_class: type[Command]) -> str:
     """The text of `--help`, by sections, with types, bounds, choices and defaults."""
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
     known = leaves(command_class)
-    places = "".join(f" {leaf.name.upper()}" for leaf in known.values() if leaf.positional)
+    positional = [leaf for leaf in known.values() if leaf.positional]
+    places = "".join(f" {usage(leaf)}" if leaf.required else f" [{usage(leaf)}]" for leaf in positional)
     lines = [f"python -m backend {command_class.command}{places} [options]", "", f"{heading(command_class)}.", ""]
-    sections: dict[str, list[Leaf]] = {"General": [HELP, CONFIG_FILE, PRESET]}
+    sections: dict[str, list[Leaf]] = {"General": [HELP, *GENERAL]}
     for leaf in known.values():
         sections.setdefault(leaf.title, []).append(leaf)
     for title, members in sections.items():

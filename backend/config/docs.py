@@ -1,6 +1,6 @@
 """docs/options.md, written from the declarations: `python -m backend --write-docs`."""
 
-from backend.config.argv import CONFIG_FILE, HELP, PRESET, usage
+from backend.config.argv import GENERAL, HELP, usage
 from backend.config.dataset import DatasetOptions, SubsetOptions
 from backend.config.declare import Command, Leaf, heading, leaves, section_leaves
 from backend.config.messages import bounds, shown
@@ -21,7 +21,7 @@ def options_markdown(commands: list[type[Command]]) -> str:
     parts = [INTRODUCTION]
     for command_class in commands:
         parts.append(f"## {command_class.command}\n\n{heading(command_class)}.\n")
-        sections: dict[str, list[Leaf]] = {"General": [HELP, CONFIG_FILE, PRESET]}
+        sections: dict[str, list[Leaf]] = {"General": [HELP, *GENERAL]}
         for leaf in leaves(command_class).values():
             sections.setdefault(f"{leaf.title} (`[{leaf.section}]`)", []).append(leaf)
         for title, members in sections.items():
