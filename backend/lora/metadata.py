@@ -67,8 +67,6 @@ OFF: Mapping[str, Any] = {
     "fp8_base_unet": False,
     "caption_dropout_every_n_epochs": 0,
     "caption_tag_dropout_rate": 0.0,
-    "face_crop_aug_range": None,
-    "resize_interpolation": None,
     "validation_seed": None,
     "validation_split": 0.0,
     "max_validation_steps": None,

@@ -12,7 +12,7 @@ from backend import events
 from backend.config.train import TrainNetwork
 from backend.terminal import say
 from backend.train.feed import MicroBatch, grouped
-from backend.train.loss import sample_weights, squared_error, weighted_share
+from backend.train.loss import masked, per_sample, sample_weights, squared_error, weighted_share
 from backend.train.noise import draw_noise, draw_timesteps
 from backend.train.optim import set_rates
 from backend.train.progress import Progress
@@ -47,7 +47,7 @@ def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> T
     samples = sum(len(batch.items) for batch, _, _ in micro_batches)
     loss = torch.zeros((), device=device)
     first = 0
-    for batch, latents, _ in micro_batches:
+    for batch, latents, masks in micro_batches:
         indices = range(first, first + len(batch.items))
         first += len(batch.items)
         run.network.begin_step(run.seed, step, indices)
@@ -66,7 +66,8 @@ def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> T
             conditioning = model.family.with_sizes(conditioning, [item.sizes for item in batch.items])
             predicted = model.family.predict(model, noisy, times, conditioning)
 
-        share = weighted_share(squared_error(predicted, target), weights, samples)
+        errors = masked(squared_error(predicted, target), masks)
+        share = weighted_share(per_sample(errors), weights, samples)
         run.accelerator.backward(share)
         loss += share.detach()
     if run.config.optim.max_grad_norm:

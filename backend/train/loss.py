@@ -5,8 +5,22 @@ from torch import Tensor
 
 
 def squared_error(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample in float32: [B, ...] -> [B]."""
-    return (predicted.float() - target.float()).square().flatten(1).mean(1)
+    """Squared error of each element in float32: [B, C, h, w] -> [B, C, h, w]."""
+    return (predicted.float() - target.float()).square()
+
+
+def masked(per_element: Tensor, masks: Tensor | None) -> Tensor:
+    """The loss of each element, counted as much as the mask at its place says: [B, C, h, w], [B, 1, h, w] -> same.
+
+    Nothing makes up for the area that is masked: the mean is over the whole picture all the same, as in the reference
+    trainer, so a picture that is masked half learns half as fast.
+    """
+    return per_element if masks is None else per_element * masks.to(per_element)
+
+
+def per_sample(per_element: Tensor) -> Tensor:
+    """The mean over each sample: [B, ...] -> [B]."""
+    return per_element.flatten(1).mean(1)
 
 
 def weighted_share(per_sample: Tensor, weights: Tensor, samples_in_step: int) -> Tensor:

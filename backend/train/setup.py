@@ -15,19 +15,20 @@ from backend.config.base import resolved_toml
 from backend.config.dataset import DatasetConfig
 from backend.config.train import TrainNetwork
 from backend.data.dataset import TrainingSet
+from backend.data.store import Caches
 from backend.errors import UserError
 from backend.families.base import LoadOptions, load_model, model_hashes
 from backend.families.model import Model
 from backend.lora.file import read_lora
-from backend.terminal import say, warn
+from backend.terminal import bar, say, warn
 from backend.train.build import make_network
 from backend.train.device import make_accelerator, place_model
-from backend.train.feed import Feed, make_feed
+from backend.train.feed import Feed, check_pixels, make_feed, open_caches
 from backend.train.noise import Diffusion, diffusion_of
 from backend.train.optim import Schedule, check_optimizer, make_optimizer, make_schedule
 from backend.train.outputs import Outputs, write_text
 from backend.train.samples import Sampling, make_sampling, wanted
-from backend.train.text import CaptionEncoder, KnownCaptions, encode_all
+from backend.train.text import CaptionEncoder, KnownCaptions, encode_all, stored_captions
 
 VAE_FIELDS = {"sd_model_name": "vae_name", "sd_model_hash": "vae_hash", "new_sd_model_hash": "new_vae_hash"}
 
@@ -86,7 +87,10 @@ def prepare(config: TrainNetwork) -> Run:
     outputs = Outputs(config.save.output_dir, config.save.output_name, config.save.save_model_as)
     outputs.prepare(config.save.overwrite)
     config, seed = with_seed(config)
-    training_set = TrainingSet.scan(DatasetConfig.load(config.data.dataset_config))
+    datasets = DatasetConfig.load(config.data.dataset_config)
+    check_pixels(config.data, datasets)
+    caches = open_caches(config.data)
+    training_set = TrainingSet.scan(datasets, caches)
     wanted(config.samples)
     check_optimizer(config.optim.optimizer_type, config.optim.optimizer_args)
     for path in (config.network.network_weights, *config.network.base_weights):
@@ -109,7 +113,7 @@ def prepare(config: TrainNetwork) -> Run:
     place_model(model, config, accelerator.device, dtype)
     # Before the latents, which take time: a network that does not fit the model is refused here.
     network = make_network(config, model, seed, accelerator.device)
-    feed = make_feed(config.data, training_set, model, accelerator.device)
+    feed = make_feed(config.data, training_set, model, accelerator.device, caches)
     if config.data.cache_latents and not sampling.requests:
         model.vae = nn.Module()  # nothing needs it any more, so its memory is given back
 
@@ -121,7 +125,8 @@ def prepare(config: TrainNetwork) -> Run:
     encode_captions = CaptionEncoder(model, trained=any(group.name.startswith("text_encoder") for group in groups))
     if config.data.cache_text_encoder_outputs:
         with accelerator.autocast():
-            encode_captions = drop_text_encoders(model, training_set, sampling, seed, accelerator.device)
+            kept = caches if config.data.cache_text_encoder_outputs_to_disk else None
+            encode_captions = drop_text_encoders(model, training_set, sampling, seed, accelerator.device, kept)
         sampling = replace(sampling, encode=encode_captions)
     write_text(outputs.config, resolved_toml(config))
     return Run(
@@ -162,15 +167,27 @@ def check_captions(config: TrainNetwork, training_set: TrainingSet) -> None:
 
 
 def drop_text_encoders(
-    model: Model, training_set: TrainingSet, sampling: Sampling, seed: int, device: torch.device
+    model: Model,
+    training_set: TrainingSet,
+    sampling: Sampling,
+    seed: int,
+    device: torch.device,
+    caches: Caches | None = None,
 ) -> KnownCaptions:
-    """Encode every caption and sample prompt, and give the text encoders' memory back."""
+    """Encode every caption and sample prompt, and give the text encoders' memory back.
 
-    def report(done: int, total: int) -> None:
-        events.emit("phase", name="encoding captions", step=done, total=total)
-
+    With `caches` those of an earlier run are taken from beside the first picture, and new ones kept there.
+    """
     captions = [item.caption for batch in training_set.epoch_batches(seed, 0) for item in batch.items]
-    known = encode_all(model, [*captions, *sampling.texts], device, report)
+    texts = list(dict.fromkeys([*captions, *sampling.texts]))
+    stored = None
+    if caches is not None:
+        folder = caches.beside(training_set.pictures[0].path)
+        stored = stored_captions(model, texts, device, folder, caches.trust)
+    with bar("encoding captions") as report:
+        known = encode_all(model, texts, device, report, stored)
+    if caches is not None:
+        caches.save()
     model.text_encoders = []
     return known
 

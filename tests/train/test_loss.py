@@ -2,12 +2,12 @@
 
 import torch
 
-from backend.train.loss import sample_weights, squared_error, weighted_share
+from backend.train.loss import per_sample, sample_weights, squared_error, weighted_share
 
 
 def test_squared_error_is_the_mean_over_each_sample_in_float32() -> None:
     predicted, target = torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6)
-    loss = squared_error(predicted.half(), target.half())
+    loss = per_sample(squared_error(predicted.half(), target.half()))
     expected = torch.stack(
         [torch.nn.functional.mse_loss(p.half().float(), t.half().float()) for p, t in zip(predicted, target)]
     )
