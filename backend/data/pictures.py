@@ -25,6 +25,7 @@ from backend.data.decode import DECODE_ERRORS, EXTENSIONS, TURNED, cpu_count, fl
 from backend.data.masks import OPTION, latent_mask
 from backend.errors import UserError
 from backend.tables.buckets import Size
+from backend.terminal import track
 
 # Whose weights grow with the reduction, so that nothing is left out of a picture that gets much smaller.
 PILLOW: Mapping[str | None, Image.Resampling] = MappingProxyType(
@@ -131,7 +132,8 @@ def measure_pictures(
         UserError: if some cannot be decoded, naming them.
     """
     with ThreadPoolExecutor(cpu_count()) as pool:
-        results = list(pool.map(lambda path: _measure(path, memory), paths))
+        measured = pool.map(lambda path: _measure(path, memory), paths)
+        results = list(track(measured, "checking pictures", len(paths)))
     damaged = [(path, result) for path, result in zip(paths, results, strict=True) if isinstance(result, str)]
     if damaged:
         shown = ", ".join(f"{path} ({why})" for path, why in damaged[:5])
