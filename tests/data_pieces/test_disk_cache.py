@@ -254,8 +254,8 @@ def test_two_runs_at_the_same_time_keep_each_others_work(draw, train, old_pictur
     for cache, begun in ((one_cache, one), (two_cache, two)):
         assert begun.encoded == 5
         assert all(torch.equal(cache.get(picture), expected(picture)) for picture in begun.set.pictures)
-    assert start(trust=True)[1].encoded == start(TOML.replace("64", "32"), trust=True)[1].encoded == 0
     assert len(CacheFolder(train, OPTION)._files) == 10
+    assert start(trust=True)[1].encoded == start(TOML.replace("64", "32"), trust=True)[1].encoded == 0
     assert not list(train.rglob("*.tmp"))
 
 

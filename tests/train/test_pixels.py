@@ -105,7 +105,7 @@ def test_half_a_mask_is_half_the_loss_of_its_picture(run_of, dataset, masks) -> 
         assert gradients(run, weighed)[0] == pytest.approx(level * gradients(plain, whole)[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("option", ["cache_latents", "cache_latents_to_disk", "max_data_loader_n_workers"])
+@pytest.mark.parametrize("option", ["cache_latents_to_disk", "max_data_loader_n_workers"])
 def test_masks_come_the_same_from_caches_and_workers(run_of, dataset, masks, option) -> None:
     level = np.linspace(0, 255, 64)[None]
     data = with_line(dataset(extra="flip_aug = true"), masks(lambda index: level))
