@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from backend.config.base import read_toml, resolve
 from backend.config.train import TrainNetwork
 from backend.train.loop import training_step
-from backend.train.loss import squared_error
+from backend.train.loss import per_sample, squared_error
 from backend.train.noise import draw_noise, draw_timesteps
 from backend.train.setup import Run, prepare
 
@@ -74,7 +74,7 @@ def held_out_loss(run: Run) -> float:
             conditioning = run.encode_captions([item.caption for item in batch.items])
             predicted = run.model.family.predict(run.model, noisy, timesteps, conditioning)
             kept = torch.tensor([not item.picture.is_reg for item in batch.items])
-            losses += squared_error(predicted, noise)[kept].tolist()
+            losses += per_sample(squared_error(predicted, noise))[kept].tolist()
     return sum(losses) / len(losses)
 
 
