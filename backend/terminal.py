@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TypeVar
@@ -48,6 +48,27 @@ def track(items: Iterable[T], name: str, total: int) -> Iterator[T]:
             yield item
             bar.update()
     events.emit("phase", name=name, step=total, total=total)
+
+
+@contextmanager
+def bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to be told (done, in all), which draws a bar on the terminal and emits a phase event now and then.
+
+    Args:
+        name: what is done, such as "caching latents".
+    """
+    told = -EVENT_INTERVAL
+    with tqdm(desc=name, dynamic_ncols=True, disable=None, leave=False) as drawn:
+
+        def report(done: int, total: int) -> None:
+            nonlocal told
+            drawn.total = total
+            drawn.update(done - drawn.n)
+            if done == total or time.monotonic() - told >= EVENT_INTERVAL:
+                told = time.monotonic()
+                events.emit("phase", name=name, step=done, total=total)
+
+        yield report
 
 
 @contextmanager

@@ -13,3 +13,7 @@ Sampler = Literal[
 ]
 # The documents' other names of some.
 SAMPLER_SPELLINGS = tuple((f"k_{name}", name) for name in ("lms", "euler", "euler_a", "dpm_2", "dpm_2_a"))
+
+# How pictures are resized for training.
+Interpolation = Literal["lanczos", "nearest", "bilinear", "bicubic", "area", "box"]
+INTERPOLATION_SPELLINGS = (("lanczos4", "lanczos"), ("linear", "bilinear"), ("cubic", "bicubic"))

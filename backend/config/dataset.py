@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from backend.config.choices import INTERPOLATION_SPELLINGS, Interpolation
 from backend.config.dataset_reader import Reader
 from backend.config.declare import Option, Section, reject, section_leaves
 from backend.config.messages import shown
@@ -113,6 +114,44 @@ class SubsetOptions(Section):
             reject("token_warmup_step", message)
         return self
 
+    color_aug: Annotated[bool, ADVANCED] = False
+    """Change the hue or the brightness of a picture slightly, a third of the time. Not with cached latents."""
+
+    random_crop: Annotated[bool, ADVANCED] = False
+    """Cut the part of a picture that is trained at a random place instead of the middle. Without enable_bucket large
+    pictures are not made smaller first. Not with cached latents."""
+
+    face_crop_aug_range: Annotated[tuple[float, float] | None, ADVANCED] = None
+    """Cut around the face, the shorter side of the cut being between these two numbers times the face's size, such as
+    [2.0, 4.0]. The face stands at the end of the file's name, in pixels: _<centre x>_<centre y>_<width>_<height>. Not
+    with cached latents."""
+
+    resize_interpolation: Annotated[Interpolation | None, Option(advanced=True, spellings=INTERPOLATION_SPELLINGS)] = (
+        None
+    )
+    """How pictures are resized; left out, by area where they get smaller and by Lanczos where they get larger."""
+
+    alpha_mask: Annotated[bool, ADVANCED] = False
+    """What is transparent in a picture does not count in the loss, half transparent counts half. The picture itself is
+    put on white."""
+
+    conditioning_data_dir: Annotated[Path | None, Option(widget="folder", advanced=True)] = None
+    """Folder with a mask for each picture, of the same name: white counts in the loss, black does not. Needs
+    masked_loss."""
+
+    @field_validator("face_crop_aug_range")
+    @classmethod
+    def _rising(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 < value[0] <= value[1]:
+            raise ValueError(f"must be two numbers above 0, the smaller one first, got {shown(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_mask(self) -> "SubsetOptions":
+        if self.alpha_mask and self.conditioning_data_dir is not None:
+            reject("alpha_mask", "does not go with conditioning_data_dir: a picture has one mask; leave one out")
+        return self
+
     @field_validator("caption_extension")
     @classmethod
     def with_dot(cls, value: str | None) -> str | None:
@@ -199,7 +238,7 @@ def read_resolution(value: Any) -> tuple[int, int]:
 
 SUBSET_KEYS = section_leaves(SubsetOptions)
 DATASET_KEYS = section_leaves(DatasetOptions)
-SUBSET_ONLY = ("image_dir", "metadata_file", "is_reg")
+SUBSET_ONLY = ("image_dir", "metadata_file", "is_reg", "conditioning_data_dir")
 # A metadata file has its own captions, and no regularisation pictures.
 NOT_WITH_METADATA = ("is_reg", "class_tokens", "caption_extension")
 

@@ -1,10 +1,12 @@
 """An epoch's batches: a pure function of (seed, epoch), formed globally and split over the processes."""
 
+import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from backend.config.dataset import DatasetOptions
+from backend.config.dataset import DatasetOptions, SubsetOptions
+from backend.data.augment import Crop, Tint, centred, draw_crop, draw_tint, face_of
 from backend.data.captions import Moment, build_caption
 from backend.data.pictures import Picture
 from backend.draws import rng
@@ -21,12 +23,16 @@ class Item:
             the batch size or the number of processes.
         flip: whether it is mirrored.
         caption: as `build_caption` has made it.
+        crop: the part of the picture that is shown; None is the middle.
+        tint: its changed colours; None is its own.
     """
 
     picture: Picture
     index_in_epoch: int
     flip: bool
     caption: str
+    crop: Crop | None = None
+    tint: Tint | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int, int]:
@@ -35,9 +41,10 @@ class Item:
         What is cut off is counted after resizing (SDXL, arXiv 2307.01952, section 2.2). Of a mirrored picture the left
         is what was the right.
         """
-        (width, height), (wide, high), (across, down) = self.picture.size, self.picture.resized, self.picture.bucket
-        left = (wide - across) // 2
-        return height, width, (high - down) // 2, wide - across - left if self.flip else left, down, across
+        (width, height), (across, down) = self.picture.size, self.picture.bucket
+        crop = self.crop or centred(self.picture.resized, self.picture.bucket)
+        left = crop.resized[0] - across - crop.left if self.flip else crop.left
+        return height, width, crop.top, left, down, across
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,15 @@ def _draw(datasets: Sequence[DatasetOptions], picture: Picture, index: int, seed
     options = datasets[picture.dataset].subsets[picture.subset]
     flip = picture.flip_aug and rng(seed, "flip", moment.epoch, index).random() < 0.5
     caption = build_caption(picture.caption, options, rng(seed, "caption", moment.epoch, index), moment)
-    return Item(picture, index, flip, caption)
+    crop = _crop(picture, options, rng(seed, "crop", moment.epoch, index))
+    tint = draw_tint(rng(seed, "colour", moment.epoch, index)) if options.color_aug else None
+    return Item(picture, index, flip, caption, crop, tint)
+
+
+def _crop(picture: Picture, options: SubsetOptions, draws: random.Random) -> Crop | None:
+    if not options.random_crop and options.face_crop_aug_range is None:
+        return None
+    return draw_crop(picture.size, picture.resized, picture.bucket, face_of(picture.path), options, draws)
 
 
 def batches_per_epoch(datasets: Sequence[DatasetOptions], pictures: Sequence[Picture], world_size: int = 1) -> int:

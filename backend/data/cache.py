@@ -1,10 +1,11 @@
-"""The latent cache: every picture encoded once, in memory, before training starts."""
+"""The latent cache: every picture encoded once before training starts, kept in memory or on the disk."""
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,39 +13,123 @@ from torch import Tensor
 from backend.data.batches import Batch
 from backend.data.dataset import TrainingSet
 from backend.data.decode import cpu_count
-from backend.data.pictures import Picture, load_pixels
+from backend.data.masks import stacked_masks
+from backend.data.pictures import Picture, load_sample, to_float
+from backend.data.store import CacheFolder, Caches, key
+from backend.errors import UserError
 from backend.tables.buckets import Size
 
-_Key = tuple[Path, Size, Size]
+_Key = tuple[object, ...]
+Loaded = tuple[Tensor, Tensor | None]
 
 # Batches decoded ahead of the encoder: enough to keep the threads busy, few enough to keep memory flat.
 _AHEAD = 2
 
 
-class LatentCache:
-    """Latents by picture and flip. Two pictures are the same when file, resized size and bucket are."""
+class Entry(NamedTuple):
+    """A picture's latent [C, height / 8, width / 8], and its mask [1, height / 8, width / 8] if it has one."""
 
-    def __init__(self) -> None:
-        self._latents: dict[tuple[_Key, bool], Tensor] = {}
+    latent: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class DiskStore:
+    """Latents on the disk.
+
+    Attributes:
+        caches: the folders beside the pictures.
+        encoder: identity of what encodes: another one's latents are never given out.
+    """
+
+    caches: Caches
+    encoder: str
+
+    def place(self, picture: Picture, flip: bool, dtype: torch.dtype) -> tuple[CacheFolder, str]:
+        """Folder and name of one latent."""
+        mask = "alpha" if picture.alpha_mask else picture.mask_content
+        shape = (picture.resized, picture.bucket, picture.interpolation, flip)
+        name = key("latents", self.encoder, picture.content, mask, shape, str(dtype))
+        return self.caches.beside(picture.path), name
+
+
+class LatentCache:
+    """Latents by picture and flip. Two pictures are the same when all is that their pixels and masks come from.
+
+    Args:
+        store: keeps them on the disk; left out, they are kept in memory.
+        dtype: of the latents.
+    """
+
+    def __init__(self, store: DiskStore | None = None, dtype: torch.dtype = torch.float32) -> None:
+        self.store = store
+        self.dtype = dtype
+        self._entries: dict[tuple[_Key, bool], Entry] = {}
+        self._places: dict[tuple[_Key, bool], tuple[CacheFolder, str]] = {}
 
     def __len__(self) -> int:
-        return len(self._latents)
+        return len(self._entries) + len(self._places)
 
-    def put(self, picture: Picture, flip: bool, latent: Tensor) -> None:
-        """Keep the latent [C, height / 8, width / 8] of a picture."""
-        self._latents[_key(picture), flip] = latent
+    def find(self, picture: Picture, flip: bool) -> bool:
+        """Whether the disk has a latent of an earlier run; from now on it is one of this cache."""
+        if self.store is None:
+            return False
+        folder, name = self.store.place(picture, flip, self.dtype)
+        if not folder.has(name, self.store.caches.trust):
+            return False
+        self._places[_key(picture), flip] = folder, name
+        return True
 
-    def get(self, picture: Picture, flip: bool = False) -> Tensor:
-        """The latent [C, height / 8, width / 8] of a picture.
+    def put(self, picture: Picture, flip: bool, latent: Tensor, mask: Tensor | None = None) -> None:
+        """Keep the latent of a picture, and its mask.
 
         Raises:
-            KeyError: if it was not encoded; mirrored ones are only where the subset has `flip_aug`.
+            UserError: the latent is not finite, or the disk refuses it.
         """
-        return self._latents[_key(picture), flip]
+        check_finite(latent, picture)
+        if self.store is None:
+            self._entries[_key(picture), flip] = Entry(latent, mask)
+            return
+        folder, name = self.store.place(picture, flip, self.dtype)
+        folder.write(name, {"latent": latent} if mask is None else {"latent": latent, "mask": mask})
+        self._places[_key(picture), flip] = folder, name
 
-    def batch(self, batch: Batch) -> Tensor:
-        """The latents [B, C, height / 8, width / 8] of a batch's items."""
-        return torch.stack([self.get(item.picture, item.flip) for item in batch.items])
+    def entry(self, picture: Picture, flip: bool = False) -> Entry:
+        """The latent of a picture and its mask.
+
+        Raises:
+            KeyError: it was not encoded; mirrored ones are only where the subset has `flip_aug`.
+            UserError: its file was removed or damaged after the start.
+        """
+        kept = self._entries.get((_key(picture), flip))
+        if kept is not None:
+            return kept
+        folder, name = self._places[_key(picture), flip]
+        tensors = folder.read(name)
+        return Entry(tensors["latent"], tensors.get("mask"))
+
+    def get(self, picture: Picture, flip: bool = False) -> Tensor:
+        """As `entry`, the latent alone."""
+        return self.entry(picture, flip).latent
+
+    def batch(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The latents [B, C, height / 8, width / 8] of a batch's items, and their masks [B, 1, height / 8, width / 8].
+
+        Pictures that have none have masks of ones; where no picture has one, there are no masks.
+        """
+        entries = [self.entry(item.picture, item.flip) for item in batch.items]
+        return torch.stack([entry.latent for entry in entries]), stacked_masks([entry.mask for entry in entries])
+
+
+def check_finite(latent: Tensor, picture: Picture) -> None:
+    """See that a latent can be learnt from.
+
+    Raises:
+        UserError: it has a number that is not finite.
+    """
+    if not bool(latent.isfinite().all()):
+        message = "the VAE makes numbers that are not finite of it; remove the picture, or give another VAE with vae"
+        raise UserError(message, str(picture.path))
 
 
 @torch.no_grad()
@@ -54,6 +139,7 @@ def cache_latents(
     batch_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
     dtype: torch.dtype = torch.float32,
+    store: DiskStore | None = None,
 ) -> LatentCache:
     """Encode every picture of a set, and its mirror image where the subset has `flip_aug`.
 
@@ -66,36 +152,62 @@ def cache_latents(
         batch_size: most pictures that are encoded at once (`vae_batch_size`).
         progress: told (pictures done, pictures in all) after each batch.
         dtype: of the cached latents; they are kept on the CPU.
+        store: where latents of earlier runs are, and new ones go; left out, all are kept in memory.
 
     Returns:
         The full cache.
+
+    Raises:
+        UserError: a picture cannot be decoded any more, its latent is not finite, or the disk refuses it.
     """
     pictures = list({_key(picture): picture for picture in training_set.pictures}.values())
     with_flip = {_key(picture) for picture in training_set.pictures if picture.flip_aug}
-    cache = LatentCache()
-    done = 0
+    wanted = [(picture, False) for picture in pictures]
+    wanted += [(picture, True) for picture in pictures if _key(picture) in with_flip]
+    cache = LatentCache(store, dtype)
     with ThreadPoolExecutor(cpu_count()) as pool:
-        for group, pixels in _decoded(pool, list(_groups(pictures, batch_size))):
-            for picture, latent in zip(group, _encoded(encode, pixels, dtype), strict=True):
-                cache.put(picture, False, latent)
-            mirrored = [i for i, picture in enumerate(group) if _key(picture) in with_flip]
-            if mirrored:
-                latents = _encoded(encode, pixels[mirrored].flip(-1), dtype)
-                for i, latent in zip(mirrored, latents, strict=True):
-                    cache.put(group[i], True, latent)
+        found = list(pool.map(lambda one: cache.find(*one), wanted))
+        missing = {(_key(picture), flip) for (picture, flip), there in zip(wanted, found, strict=True) if not there}
+        to_encode = [picture for picture in pictures if {(_key(picture), False), (_key(picture), True)} & missing]
+        done = len(pictures) - len(to_encode)
+        if progress and not to_encode:
+            progress(done, len(pictures))
+        for group, loaded in _decoded(pool, list(_groups(to_encode, batch_size))):
+            for flip in (False, True):
+                members = [i for i, picture in enumerate(group) if (_key(picture), flip) in missing]
+                _encode_into(cache, encode, [(group[i], *loaded[i]) for i in members], flip)
             done += len(group)
             if progress:
                 progress(done, len(pictures))
+    if store is not None:
+        store.caches.save()
     return cache
 
 
 def _key(picture: Picture) -> _Key:
-    return picture.path, picture.resized, picture.bucket
+    mask = picture.alpha_mask, picture.mask_path
+    return picture.path, picture.resized, picture.bucket, picture.interpolation, mask
 
 
-def _encoded(encode: Callable[[Tensor], Tensor], pixels: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    # Cloned one by one, so that no latent holds the memory of its whole batch.
-    return [latent.clone() for latent in encode(pixels).to("cpu", dtype)]
+def _encode_into(
+    cache: LatentCache,
+    encode: Callable[[Tensor], Tensor],
+    members: Sequence[tuple[Picture, Tensor, Tensor | None]],
+    flip: bool,
+) -> None:
+    if not members:
+        return
+    pixels = torch.stack([pixels for _, pixels, _ in members])
+    latents = encode(pixels.flip(-1) if flip else pixels).to("cpu", cache.dtype)
+    for (picture, _, mask), latent in zip(members, latents, strict=True):
+        # Cloned one by one, so that no latent holds the memory of its whole batch.
+        cache.put(picture, flip, latent.clone(), mask.flip(-1) if flip and mask is not None else mask)
+
+
+def _load(picture: Picture) -> Loaded:
+    """Pixels [3, height, width] in [-1, 1] and the mask."""
+    pixels, mask = load_sample(picture)
+    return to_float(torch.from_numpy(pixels)), mask
 
 
 def _groups(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
@@ -107,20 +219,20 @@ def _groups(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
             yield buckets[bucket][start : start + size]
 
 
-def _decoded(pool: ThreadPoolExecutor, groups: Sequence[list[Picture]]) -> Iterator[tuple[list[Picture], Tensor]]:
+def _decoded(pool: ThreadPoolExecutor, groups: Sequence[list[Picture]]) -> Iterator[tuple[list[Picture], list[Loaded]]]:
     """The groups with their pixels, decoded `_AHEAD` groups (at least as many pictures as there are threads) ahead."""
-    ahead = max(_AHEAD, -(-cpu_count() // max(1, len(groups[0]))))
-    waiting: deque[tuple[list[Picture], list[Future[Tensor]]]] = deque()
+    ahead = max(_AHEAD, -(-cpu_count() // max(1, len(groups[0])))) if groups else 0
+    waiting: deque[tuple[list[Picture], list[Future[Loaded]]]] = deque()
     remaining = iter(groups)
     try:
         for group in islice(remaining, ahead):
-            waiting.append((group, [pool.submit(load_pixels, picture) for picture in group]))
+            waiting.append((group, [pool.submit(_load, picture) for picture in group]))
         while waiting:
             group, futures = waiting.popleft()
-            pixels = torch.stack([future.result() for future in futures])
+            loaded = [future.result() for future in futures]
             for following in islice(remaining, 1):
-                waiting.append((following, [pool.submit(load_pixels, picture) for picture in following]))
-            yield group, pixels
+                waiting.append((following, [pool.submit(_load, picture) for picture in following]))
+            yield group, loaded
     finally:
         for _, futures in waiting:
             for future in futures:

@@ -4,18 +4,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from backend.config.dataset import DatasetConfig, DatasetOptions, SubsetOptions
+from backend.data.augment import face_of
 from backend.data.batches import Batch, Item, Pace, batches_per_epoch, epoch_batches
 from backend.data.captions import Caption, caption_extensions, find_caption, tag_frequency
+from backend.data.masks import OPTION, check_shapes, find_masks
 from backend.data.metadata_file import read_metadata
-from backend.data.pictures import Picture, list_pictures, load_pixels, measure_pictures
+from backend.data.pictures import Facts, Picture, list_pictures, load_pixels, measure_pictures
+from backend.data.store import Caches
 from backend.errors import UserError
 from backend.tables.buckets import Size, make_buckets, select_bucket, select_bucket_no_upscale
 
+T = TypeVar("T")
+NO_FACTS = Facts((0, 0))
 DROPOUTS = ("caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate")
-# What the reference writes of options that there are not, as it does while they are off.
-FLAT_OFF = {"color_aug": False, "random_crop": False}
 
 __all__ = ["Batch", "Item", "Picture", "TrainingSet", "load_pixels"]
 
@@ -49,8 +53,12 @@ class TrainingSet:
     pace: Pace = Pace()
 
     @classmethod
-    def scan(cls, config: DatasetConfig) -> "TrainingSet":
+    def scan(cls, config: DatasetConfig, caches: Caches | None = None) -> "TrainingSet":
         """Find, check and measure the pictures of every subset, and read their captions.
+
+        Args:
+            config: the datasets.
+            caches: where earlier runs have kept what is known of the pictures; they are hashed for it.
 
         Raises:
             UserError: for a missing or empty folder, a picture that cannot be decoded, a caption that is not UTF-8, a
@@ -60,7 +68,7 @@ class TrainingSet:
         for index, given in enumerate(config.datasets):
             options, dropped = _without_duplicates(given)
             warnings += [f"{folder} stands twice in one dataset: the second subset is left out" for folder in dropped]
-            found = [_scan_subset(options, index, number) for number in range(len(options.subsets))]
+            found = [_scan_subset(options, index, number, caches) for number in range(len(options.subsets))]
             trained, unused = _balance([picture for subset, _ in found for picture in subset])
             if not any(not picture.is_reg for picture in trained):
                 message = "a dataset has regularisation pictures only: add a subset without is_reg"
@@ -75,6 +83,9 @@ class TrainingSet:
             captions += [caption for _, texts in found for caption in texts]
             folders.append(tuple(FolderCount(len(p), tag_frequency(c.text for c in texts)) for p, texts in found))
         warnings += _caption_warning(captions)
+        warnings += _face_warnings(datasets, pictures)
+        if caches is not None:
+            caches.save()
         return cls(tuple(datasets), tuple(pictures), tuple(folders), tuple(warnings), config.in_folders)
 
     @property
@@ -97,7 +108,10 @@ class TrainingSet:
 
     @property
     def info(self) -> dict[str, str]:
-        """The set's part of a LoRA file's metadata: the reference trainer's `ss_*` keys, values as JSON."""
+        """The set's part of a LoRA file's metadata: the reference trainer's `ss_*` keys.
+
+        Values are JSON, single options text.
+        """
         described = [self._describe(index) for index in range(len(self.datasets))]
         tags: dict[str, dict[str, int]] = {}
         for dataset in described:
@@ -117,8 +131,13 @@ class TrainingSet:
                 values[f"ss_{name}"] = rates.pop()
         if len(described) == 1 and described[0]["bucket_info"]:
             values["ss_bucket_info"] = described[0]["bucket_info"]
+        subsets = [subset for dataset in self.datasets for subset in dataset.subsets]
+        shared = {
+            f"ss_{name}": str(common([getattr(subset, name) for subset in subsets]))
+            for name in ("face_crop_aug_range", "resize_interpolation")
+        }
         flat = self._flat() if self.in_folders else {}
-        return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()} | flat
+        return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()} | shared | flat
 
     def _flat(self) -> dict[str, str]:
         """What the reference writes of a set of folders, beside what it writes of every set."""
@@ -134,11 +153,13 @@ class TrainingSet:
             "min_bucket_reso": bounds[0],
             "max_bucket_reso": bounds[1],
             "bucket_info": json.dumps(_bucket_info([*self.pictures]) if options.enable_bucket else None),
+            "color_aug": subset.color_aug,
             "flip_aug": subset.flip_aug,
+            "random_crop": subset.random_crop,
             "shuffle_caption": subset.shuffle_caption,
             "keep_tokens": subset.keep_tokens,
         }
-        return {f"ss_{name}": str(value) for name, value in (FLAT_OFF | values).items()}
+        return {f"ss_{name}": str(value) for name, value in values.items()}
 
     def _describe(self, index: int) -> dict:
         options, folders = self.datasets[index], self.folders[index]
@@ -161,11 +182,15 @@ class TrainingSet:
             "tag_frequency": tags,
             "network_multiplier": options.network_multiplier,
             "bucket_info": _bucket_info(pictures) if options.enable_bucket else None,
+            "resize_interpolation": common([subset.resize_interpolation for subset in options.subsets]),
             "subsets": [
                 {
                     "img_count": folder.pictures,
                     "num_repeats": subset.num_repeats,
+                    "color_aug": subset.color_aug,
                     "flip_aug": subset.flip_aug,
+                    "random_crop": subset.random_crop,
+                    "face_crop_aug_range": subset.face_crop_aug_range,
                     "shuffle_caption": subset.shuffle_caption,
                     "keep_tokens": subset.keep_tokens,
                     "keep_tokens_separator": subset.keep_tokens_separator,
@@ -176,6 +201,7 @@ class TrainingSet:
                     **{name: getattr(subset, name) for name in DROPOUTS},
                     "token_warmup_min": subset.token_warmup_min,
                     "token_warmup_step": subset.token_warmup_step,
+                    "resize_interpolation": subset.resize_interpolation,
                     "image_dir": Path(subset.image_dir).name,
                     **_of_its_kind(subset),
                 }
@@ -197,6 +223,11 @@ class TrainingSet:
         return directories
 
 
+def common(values: Sequence[T]) -> T | None:
+    """The value that all are equal to, None where they differ."""
+    return values[0] if values and all(value == values[0] for value in values) else None
+
+
 def balance_repeats(repeats: Sequence[int], target: int) -> list[int]:
     """How often each regularisation picture is shown so that their number is `target`.
 
@@ -214,7 +245,9 @@ def balance_repeats(repeats: Sequence[int], target: int) -> list[int]:
     return result
 
 
-def _scan_subset(options: DatasetOptions, dataset: int, number: int) -> tuple[list[Picture], list[Caption]]:
+def _scan_subset(
+    options: DatasetOptions, dataset: int, number: int, caches: Caches | None
+) -> tuple[list[Picture], list[Caption]]:
     subset = options.subsets[number]
     if subset.metadata_file is not None:
         paths, captions = read_metadata(subset)
@@ -224,8 +257,13 @@ def _scan_subset(options: DatasetOptions, dataset: int, number: int) -> tuple[li
         captions = [find_caption(path, extensions, subset.class_tokens, subset.enable_wildcard) for path in paths]
     buckets = _buckets(options)
     pictures = []
-    for path, size, caption in zip(paths, measure_pictures(paths), captions, strict=True):
+    known = measure_pictures(paths, caches and caches.beside(paths[0]))
+    masks = _masks(subset, paths, known, caches)
+    for path, facts, (mask_path, mask), caption in zip(paths, known, masks, captions, strict=True):
+        size = facts.size
         bucket, resized = _place(path, size, options, buckets)
+        if subset.random_crop and not options.enable_bucket and size[0] >= bucket[0] and size[1] >= bucket[1]:
+            resized = size
         pictures.append(
             Picture(
                 path=path,
@@ -238,9 +276,26 @@ def _scan_subset(options: DatasetOptions, dataset: int, number: int) -> tuple[li
                 flip_aug=subset.flip_aug,
                 dataset=dataset,
                 subset=number,
+                interpolation=subset.resize_interpolation,
+                alpha_mask=subset.alpha_mask,
+                mask_path=mask_path,
+                content=facts.content,
+                mask_content=mask.content,
             )
         )
     return pictures, captions
+
+
+def _masks(
+    subset: SubsetOptions, paths: Sequence[Path], known: Sequence[Facts], caches: Caches | None
+) -> list[tuple[Path | None, Facts]]:
+    """The mask file of each picture and what is known of it."""
+    if subset.conditioning_data_dir is None:
+        return [(None, NO_FACTS)] * len(paths)
+    masks = find_masks(paths, Path(subset.conditioning_data_dir))
+    facts = measure_pictures(masks, caches and caches.beside(paths[0]), OPTION)
+    check_shapes(masks, [fact.size for fact in facts], [fact.size for fact in known])
+    return list(zip(masks, facts, strict=True))
 
 
 def _buckets(options: DatasetOptions) -> tuple[Size, ...]:
@@ -293,6 +348,27 @@ def _caption_warning(captions: list[Caption]) -> list[str]:
     if empty:
         parts.append(f"{empty} of {len(captions)} captions are empty")
     return ["; ".join(parts)] if parts else []
+
+
+def _face_warnings(datasets: Sequence[DatasetOptions], pictures: Sequence[Picture]) -> list[str]:
+    """Pictures that are to be cut around a face, and whose names tell of none.
+
+    Raises:
+        UserError: no picture of a subset's does.
+    """
+    warnings = []
+    for dataset, options in enumerate(datasets):
+        for number, subset in enumerate(options.subsets):
+            own = [p for p in pictures if (p.dataset, p.subset) == (dataset, number)]
+            without = sum(face_of(picture.path) is None for picture in own)
+            if subset.face_crop_aug_range is None or not without:
+                continue
+            message = f"{without} of {len(own)} pictures in {subset.image_dir} have no face in their names"
+            if without == len(own):
+                example = "such as name_320_240_100_120.png (centre x, centre y, width, height in pixels)"
+                raise UserError(f"{message}: rename them, {example}, or leave the option out", "face_crop_aug_range")
+            warnings.append(f"face_crop_aug_range: {message}")
+    return warnings
 
 
 def _bucket_info(pictures: list[Picture]) -> dict:

@@ -25,14 +25,21 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image, dtype=np.float64) / 257 + 0.5).clip(0, 255).astype(np.uint8))
 
 
-def flatten(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit scaled to 8, transparency on white."""
+def flatten(image: Image.Image, ground: int = 255) -> Image.Image:
+    """Any mode to RGB: 16-bit scaled to 8, transparency on a ground of this grey, by default white."""
     image = eight_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, rgba).convert("RGB")
+    behind = Image.new("RGBA", rgba.size, (ground, ground, ground, 255))
+    return Image.alpha_composite(behind, rgba).convert("RGB")
+
+
+def opacity(image: Image.Image) -> Image.Image:
+    """How opaque each pixel is, as 8-bit grey; all white where the picture knows no transparency."""
+    if not image.has_transparency_data:
+        return Image.new("L", image.size, 255)
+    return image.convert("RGBA").getchannel("A")
 
 
 def reason(error: BaseException) -> str:

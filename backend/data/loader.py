@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from backend.data.batches import Batch
-from backend.data.pictures import load_array, to_float
+from backend.data.masks import stacked_masks
+from backend.data.pictures import load_sample, to_float
 from backend.errors import UserError
 
 
@@ -36,23 +37,25 @@ class PixelLoader:
             generator=torch.Generator(),  # leaves torch's global generator alone
         )
 
-    def epoch(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Tensor]]:
+    def epoch(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Tensor, Tensor | None]]:
         """Go through the batches of one epoch, or the rest of it.
 
         Args:
             batches: global ones or shares; an empty share has no pixels.
 
         Yields:
-            The batch and its pixels, float32 [B, 3, height, width] in [-1, 1].
+            The batch, its pixels, float32 [B, 3, height, width] in [-1, 1], and its masks, float32
+            [B, 1, height / 8, width / 8] in [0, 1], None where no picture of the batch has one.
 
         Raises:
             UserError: if a picture cannot be decoded any more.
         """
         self._order.batches = batches
-        for batch, pixels in zip(batches, self._loader, strict=True):
-            if isinstance(pixels, UserError):
-                raise pixels
-            yield batch, to_float(pixels)
+        for batch, loaded in zip(batches, self._loader, strict=True):
+            if isinstance(loaded, UserError):
+                raise loaded
+            pixels, masks = loaded
+            yield batch, to_float(pixels), masks
 
 
 class _Order(Sampler[Batch]):
@@ -68,17 +71,20 @@ class _Order(Sampler[Batch]):
         return len(self.batches)
 
 
-class _Pixels(Dataset[Tensor | UserError]):
-    def __getitem__(self, batch: Batch) -> Tensor | UserError:
-        """uint8 [B, height, width, 3]; an error is returned, since a raised one would come back as a traceback."""
+class _Pixels(Dataset[tuple[Tensor, Tensor | None] | UserError]):
+    def __getitem__(self, batch: Batch) -> tuple[Tensor, Tensor | None] | UserError:
+        """uint8 [B, height, width, 3] and masks; an error is returned, a raised one would come back as a traceback."""
         width, height = batch.bucket
         pixels = torch.empty((len(batch.items), height, width, 3), dtype=torch.uint8)
+        masks = []
         try:
             for row, item in zip(pixels, batch.items, strict=True):
-                row.copy_(torch.from_numpy(load_array(item.picture, item.flip)))
+                shown, mask = load_sample(item.picture, item.flip, item.crop, item.tint)
+                row.copy_(torch.from_numpy(shown))
+                masks.append(mask)
         except UserError as error:
             return error
-        return pixels
+        return pixels, stacked_masks(masks)
 
 
 def _start_worker(_: int) -> None:

@@ -71,8 +71,6 @@ RENAMED: Mapping[str, str] = {"debiased_estimation": "debiased_estimation_loss"}
 OFF: Mapping[str, Any] = {
     "num_validation_images": 0,
     "lowram": False,
-    "face_crop_aug_range": None,
-    "resize_interpolation": None,
     "validation_seed": None,
     "validation_split": 0.0,
     "max_validation_steps": None,

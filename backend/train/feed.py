@@ -7,16 +7,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from backend import events
+from backend.config.dataset import DatasetConfig
 from backend.config.training.data import Data
 from backend.data.batches import Batch
-from backend.data.cache import LatentCache, cache_latents
+from backend.data.cache import DiskStore, LatentCache, cache_latents, check_finite
 from backend.data.dataset import TrainingSet
 from backend.data.decode import cpu_count
 from backend.data.loader import PixelLoader
+from backend.data.store import Caches, identity
+from backend.errors import UserError
 from backend.families.model import Model
+from backend.terminal import bar
 
 MOST_WORKERS = 8
+# Options of a subset whose draws cached latents cannot follow.
+DRAWN_ANEW = ("color_aug", "random_crop", "face_crop_aug_range")
 
 
 class MicroBatch(NamedTuple):
@@ -25,7 +30,7 @@ class MicroBatch(NamedTuple):
     Attributes:
         batch: their pictures and captions.
         latents: [B, C, h, w] on the device.
-        masks: how much each latent pixel counts in the loss, [B, 1, h, w] on the device; None counts all.
+        masks: how much each latent pixel counts in the loss, [B, 1, h, w] in [0, 1] on the device; None counts all.
     """
 
     batch: Batch
@@ -36,12 +41,50 @@ class MicroBatch(NamedTuple):
 Feed = Callable[[Sequence[Batch]], Iterator[MicroBatch]]
 
 
-def make_feed(options: Data, training_set: TrainingSet, model: Model, device: torch.device) -> Feed:
+def check_pixels(options: Data, datasets: DatasetConfig) -> None:
+    """See that what the datasets do to their pictures goes with how the run feeds them.
+
+    Raises:
+        UserError: it does not.
+    """
+    subsets = [subset for dataset in datasets.datasets for subset in dataset.subsets]
+    for subset in subsets if options.cache_latents else ():
+        drawn = [name for name in DRAWN_ANEW if getattr(subset, name)]
+        if drawn:
+            message = (
+                f"keeps pictures as they are once, but {subset.image_dir} has {drawn[0]}, which shows them differently "
+                "each time; leave one out"
+            )
+            raise UserError(message, "cache_latents")
+    with_masks = [subset for subset in subsets if subset.conditioning_data_dir is not None]
+    if with_masks and not options.masked_loss:
+        message = f"{with_masks[0].image_dir} has masks, which count with masked_loss only; set it, or leave this out"
+        raise UserError(message, "conditioning_data_dir")
+    if options.masked_loss and not with_masks and not any(subset.alpha_mask for subset in subsets):
+        message = "no dataset has a mask; give a subset conditioning_data_dir or alpha_mask, or leave masked_loss out"
+        raise UserError(message, "masked_loss")
+
+
+def open_caches(options: Data) -> Caches | None:
+    """What the run keeps on the disk, None where it keeps nothing."""
+    for name in ("cache_latents_to_disk", "cache_text_encoder_outputs_to_disk"):
+        if getattr(options, name):
+            return Caches(name, options.skip_cache_check)
+    return None
+
+
+def make_feed(
+    options: Data, training_set: TrainingSet, model: Model, device: torch.device, caches: Caches | None = None
+) -> Feed:
     """Batches -> micro-batches with their latents on the device, in order.
 
     Latents are the posterior's mode (its deviation is far below the noise of training), cached or not, so that caching
     changes no loss. With `cache_latents` every picture is encoded here and now, and the VAE is not needed afterwards.
+    With `cache_latents_to_disk` those that `caches` has of an earlier run are taken from there.
     """
+    store = None
+    if options.cache_latents_to_disk and caches is not None:
+        store = DiskStore(caches, identity([model.vae], model.vae.config))
     model.vae.to(device)
     if not options.cache_latents:
         workers = options.max_data_loader_n_workers
@@ -49,12 +92,11 @@ def make_feed(options: Data, training_set: TrainingSet, model: Model, device: to
             workers = min(MOST_WORKERS, cpu_count() - 1)
         return encoding_feed(PixelLoader(workers, options.persistent_data_loader_workers), model)
 
-    def report(done: int, total: int) -> None:
-        events.emit("phase", name="caching latents", step=done, total=total)
+    def encode(pixels: Tensor) -> Tensor:
+        return model.family.encode_images(model, pixels)
 
-    cache = cache_latents(
-        training_set, lambda pixels: model.family.encode_images(model, pixels), options.vae_batch_size, report
-    )
+    with bar("caching latents") as report:
+        cache = cache_latents(training_set, encode, options.vae_batch_size, report, store=store)
     model.vae.to("cpu")
     return cached_feed(cache, device)
 
@@ -64,7 +106,8 @@ def cached_feed(cache: LatentCache, device: torch.device) -> Feed:
 
     def feed(batches: Sequence[Batch]) -> Iterator[MicroBatch]:
         for batch in batches:
-            yield MicroBatch(batch, cache.batch(batch).to(device))
+            latents, masks = cache.batch(batch)
+            yield MicroBatch(batch, latents.to(device), None if masks is None else masks.to(device))
 
     return feed
 
@@ -73,8 +116,11 @@ def encoding_feed(loader: PixelLoader, model: Model) -> Feed:
     """Pixels from the loader, encoded as they come."""
 
     def feed(batches: Sequence[Batch]) -> Iterator[MicroBatch]:
-        for batch, pixels in loader.epoch(batches):
-            yield MicroBatch(batch, model.family.encode_images(model, pixels).float())
+        for batch, pixels, masks in loader.epoch(batches):
+            latents = model.family.encode_images(model, pixels).float()
+            for latent, item in zip(latents, batch.items, strict=True):
+                check_finite(latent, item.picture)
+            yield MicroBatch(batch, latents, None if masks is None else masks.to(latents.device))
 
     return feed
 

@@ -13,7 +13,7 @@ from backend.config.train import TrainNetwork
 from backend.terminal import say
 from backend.train.feed import MicroBatch, grouped
 from backend.train.listing import list_samples
-from backend.train.loss import sample_weights, weighted_share
+from backend.train.loss import masked, per_sample, sample_weights, weighted_share
 from backend.train.noise import disturbed, draw_timesteps, training_noise
 from backend.train.optimizers import at_rest, effective_rates, set_rates
 from backend.train.progress import Progress
@@ -51,7 +51,7 @@ def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> T
     samples = sum(len(batch.items) for batch, _, _ in micro_batches)
     loss = torch.zeros((), device=device)
     first = 0
-    for batch, latents, _ in micro_batches:
+    for batch, latents, masks in micro_batches:
         indices = range(first, first + len(batch.items))
         first += len(batch.items)
         run.network.begin_step(run.seed, step, indices)
@@ -73,8 +73,8 @@ def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> T
             conditioning = model.family.with_sizes(conditioning, [item.sizes for item in batch.items])
             predicted = model.family.predict(model, noisy, times, conditioning)
 
-        errors = objective.errors(predicted, target, timesteps)
-        share = weighted_share(errors.flatten(1).mean(1), weights, samples)
+        errors = masked(objective.errors(predicted, target, timesteps), masks)
+        share = weighted_share(per_sample(errors), weights, samples)
         run.accelerator.backward(share)
         loss += share.detach()
     run.network.set_multiplier(1.0)

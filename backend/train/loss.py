@@ -73,6 +73,20 @@ def make_objective(options: Noise, diffusion: Diffusion) -> Objective:
     return Objective(diffusion, times, weights, options.loss_type, borders)
 
 
+def masked(per_element: Tensor, masks: Tensor | None) -> Tensor:
+    """The loss of each element, counted as much as the mask at its place says: [B, C, h, w], [B, 1, h, w] -> same.
+
+    Nothing makes up for the area that is masked: the mean is over the whole picture all the same, as in the reference
+    trainer, so a picture that is masked half learns half as fast.
+    """
+    return per_element if masks is None else per_element * masks.to(per_element)
+
+
+def per_sample(per_element: Tensor) -> Tensor:
+    """The mean over each sample: [B, ...] -> [B]."""
+    return per_element.flatten(1).mean(1)
+
+
 def weighted_share(per_sample: Tensor, weights: Tensor, samples_in_step: int) -> Tensor:
     """What one micro-batch adds to the loss of its step, the mean over all samples of the step: [B], [B] -> scalar.
 

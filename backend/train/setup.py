@@ -18,22 +18,23 @@ from backend.config.train import TrainNetwork
 from backend.data.batches import Pace
 from backend.data.captions import CHANGING
 from backend.data.dataset import TrainingSet
+from backend.data.store import Caches
 from backend.errors import UserError
 from backend.families.base import LoadOptions, load_model, model_hashes
 from backend.families.model import Model
 from backend.lora.file import read_lora
-from backend.terminal import say, warn
+from backend.terminal import bar, say, warn
 from backend.train.build import make_network
 from backend.train.description import describe_file
 from backend.train.device import compile_model, make_accelerator, network_dtype, place_model, shrink_model
-from backend.train.feed import Feed, make_feed
+from backend.train.feed import Feed, check_pixels, make_feed, open_caches
 from backend.train.loss import Objective, make_objective
 from backend.train.noise import diffusion_of
 from backend.train.optimizers import check_optimizer, check_rates, make_optimizer, notes
 from backend.train.outputs import Outputs, SavePlan, write_text
 from backend.train.samples import Sampling, make_sampling, wanted
 from backend.train.schedules import Rates, make_rates
-from backend.train.text import CaptionEncoder, KnownCaptions, encode_all
+from backend.train.text import CaptionEncoder, KnownCaptions, encode_all, stored_captions
 
 VAE_FIELDS = {"sd_model_name": "vae_name", "sd_model_hash": "vae_hash", "new_sd_model_hash": "new_vae_hash"}
 
@@ -100,7 +101,10 @@ def prepare(config: TrainNetwork) -> Run:
     outputs = Outputs(config.save.output_dir, config.save.output_name, config.save.save_model_as)
     outputs.prepare(config.save.overwrite)
     config, seed = with_seed(config)
-    training_set = TrainingSet.scan(dataset_of(config.data, config.dataset_defaults.keys()))
+    datasets = dataset_of(config.data, config.dataset_defaults.keys())
+    check_pixels(config.data, datasets)
+    caches = open_caches(config.data)
+    training_set = TrainingSet.scan(datasets, caches)
     wanted(config.samples)
     description = describe_file(config.description)
     optim = config.optim
@@ -133,7 +137,7 @@ def prepare(config: TrainNetwork) -> Run:
     network.to(accelerator.device, dtype=network_dtype(config.speed, dtype))
     shrink_model(model, config.speed)
     compile_model(model, config.speed)
-    feed = make_feed(config.data, training_set, model, accelerator.device)
+    feed = make_feed(config.data, training_set, model, accelerator.device, caches)
     if config.data.cache_latents and not sampling.requests:
         model.vae = nn.Module()  # nothing needs it any more, so its memory is given back
 
@@ -144,7 +148,8 @@ def prepare(config: TrainNetwork) -> Run:
     encode_captions = CaptionEncoder(model, captions_vary(config, training_set, [group.name for group in groups]))
     if config.data.cache_text_encoder_outputs:
         with accelerator.autocast():
-            encode_captions = drop_text_encoders(model, training_set, sampling, seed, accelerator.device)
+            kept = caches if config.data.cache_text_encoder_outputs_to_disk else None
+            encode_captions = drop_text_encoders(model, training_set, sampling, seed, accelerator.device, kept)
         sampling = replace(sampling, encode=encode_captions)
     write_text(outputs.config, resolved_toml(config))
     return Run(
@@ -204,15 +209,27 @@ def captions_vary(config: TrainNetwork, training_set: TrainingSet, groups: Seque
 
 
 def drop_text_encoders(
-    model: Model, training_set: TrainingSet, sampling: Sampling, seed: int, device: torch.device
+    model: Model,
+    training_set: TrainingSet,
+    sampling: Sampling,
+    seed: int,
+    device: torch.device,
+    caches: Caches | None = None,
 ) -> KnownCaptions:
-    """Encode every caption and sample prompt, and give the text encoders' memory back."""
+    """Encode every caption and sample prompt, and give the text encoders' memory back.
 
-    def report(done: int, total: int) -> None:
-        events.emit("phase", name="encoding captions", step=done, total=total)
-
+    With `caches` those of an earlier run are taken from beside the first picture, and new ones kept there.
+    """
     captions = [item.caption for batch in training_set.epoch_batches(seed, 0) for item in batch.items]
-    known = encode_all(model, [*captions, *sampling.texts], device, report)
+    texts = list(dict.fromkeys([*captions, *sampling.texts]))
+    stored = None
+    if caches is not None:
+        folder = caches.beside(training_set.pictures[0].path)
+        stored = stored_captions(model, texts, device, folder, caches.trust)
+    with bar("encoding captions") as report:
+        known = encode_all(model, texts, device, report, stored)
+    if caches is not None:
+        caches.save()
     model.text_encoders = []
     return known
 

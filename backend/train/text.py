@@ -1,10 +1,11 @@
 """Conditioning of a batch's captions, computed once per caption where the text encoder is not trained."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
+from backend.data.store import CacheFolder, identity, key
 from backend.families.clip_text import encode_texts
 from backend.families.model import Conditioning, Model
 
@@ -12,6 +13,8 @@ from backend.families.model import Conditioning, Model
 REMEMBERED = 1024
 # Captions that are encoded together before training.
 BATCH = 8
+# Entries of a text encoder's configuration that say who wrote it.
+WRITTEN_BY = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
 
 class CaptionEncoder:
@@ -65,12 +68,81 @@ class KnownCaptions:
         return Conditioning.cat([self._known[caption] for caption in captions]).to(self._device)
 
 
+class StoredCaptions(Mapping[str, Conditioning]):
+    """Captions' conditioning on the disk.
+
+    Args:
+        folder: where.
+        encoder: whose it is; see `encoder_identity`.
+        texts: the captions that are there.
+    """
+
+    def __init__(self, folder: CacheFolder, encoder: str, texts: Iterable[str] = ()) -> None:
+        self._folder = folder
+        self._encoder = encoder
+        self._texts = dict.fromkeys(texts)
+
+    def name(self, text: str) -> str:
+        """The name that a caption's conditioning has in the folder."""
+        return key("captions", self._encoder, text)
+
+    def keep(self, text: str, conditioning: Conditioning) -> None:
+        """Write a caption's conditioning."""
+        pooled = {} if conditioning.pooled is None else {"pooled": conditioning.pooled}
+        self._folder.write(self.name(text), {"hidden": conditioning.hidden, **pooled})
+        self._texts[text] = None
+
+    def __getitem__(self, text: str) -> Conditioning:
+        if text not in self._texts:
+            raise KeyError(text)
+        tensors = self._folder.read(self.name(text))
+        return Conditioning(tensors["hidden"], tensors.get("pooled"))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+
+def encoder_identity(model: Model, device: torch.device) -> str:
+    """A hash of all that the conditioning of a caption depends on but the caption: encoders, layer, length, precision.
+
+    Args:
+        model: whose text encoders are used.
+        device: where they compute; autocast there counts.
+    """
+    autocast = str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else None
+    told = {
+        "family": model.family.name,
+        "clip_skip": model.clip_skip,
+        "max_token_length": model.max_token_length,
+        "weighted": model.weighted_captions,
+        "autocast": autocast,
+        "encoders": [
+            {name: value for name, value in encoder.config.to_dict().items() if name not in WRITTEN_BY}
+            for encoder in model.text_encoders
+        ],
+    }
+    return identity(model.text_encoders, told)
+
+
+def stored_captions(
+    model: Model, captions: Iterable[str], device: torch.device, folder: CacheFolder, trust: bool
+) -> StoredCaptions:
+    """Those of the captions whose conditioning an earlier run has kept in a folder."""
+    encoder = encoder_identity(model, device)
+    names = StoredCaptions(folder, encoder)
+    return StoredCaptions(folder, encoder, [text for text in captions if folder.has(names.name(text), trust)])
+
+
 @torch.no_grad()
 def encode_all(
     model: Model,
     captions: Iterable[str],
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
+    stored: StoredCaptions | None = None,
 ) -> KnownCaptions:
     """Encode every caption once.
 
@@ -79,15 +151,23 @@ def encode_all(
         captions: all that will be asked for; each is encoded once however often it comes.
         device: where their conditioning will be wanted; it is kept on the CPU.
         progress: told (captions done, captions in all).
+        stored: what earlier runs have kept on the disk, where new ones go too; left out, all are kept in memory.
     """
     texts = list(dict.fromkeys(captions))
     known: dict[str, Conditioning] = {}
-    for start in range(0, len(texts), BATCH):
-        group = texts[start : start + BATCH]
+    missing = [text for text in texts if stored is None or text not in stored]
+    if progress:
+        progress(len(texts) - len(missing), len(texts))
+    for start in range(0, len(missing), BATCH):
+        group = missing[start : start + BATCH]
         encoded = encode_texts(model, group)
         for index, text in enumerate(group):
             # A copy, so that no caption holds the memory of its whole batch.
-            known[text] = encoded[index : index + 1].to("cpu", copy=True)
+            one = encoded[index : index + 1].to("cpu", copy=True)
+            if stored is None:
+                known[text] = one
+            else:
+                stored.keep(text, one)
         if progress:
-            progress(len(known), len(texts))
-    return KnownCaptions(known, device)
+            progress(len(texts) - len(missing) + start + len(group), len(texts))
+    return KnownCaptions(known if stored is None else stored, device)

@@ -8,7 +8,7 @@ import torch
 
 from backend.data import cache as cache_module
 from backend.data.cache import cache_latents
-from backend.data.pictures import load_pixels
+from backend.data.pictures import load_pixels, load_sample
 
 TOML = """
 [[datasets]]
@@ -94,7 +94,8 @@ def test_progress_counts_up_to_the_number_of_pictures(training_set):
 def test_a_batch_stacks_the_latents_of_its_items(training_set):
     cache = cache_latents(training_set, Encoder())
     for batch in training_set.epoch_batches(0, 0):
-        stacked = cache.batch(batch)
+        stacked, masks = cache.batch(batch)
+        assert masks is None
         for row, item in zip(stacked, batch.items, strict=True):
             assert torch.equal(row, cache.get(item.picture, item.flip))
 
@@ -125,13 +126,13 @@ def test_pictures_are_decoded_in_other_threads_while_the_encoder_works(training_
         decoded.append(picture)
         if len(decoded) > 1:
             second.set()
-        return load_pixels(picture)
+        return load_sample(picture)
 
     def encode(pixels):
         assert second.wait(10), "nothing was decoded ahead"
         return Encoder()(pixels)
 
-    monkeypatch.setattr(cache_module, "load_pixels", load)
+    monkeypatch.setattr(cache_module, "load_sample", load)
     cache_latents(training_set, encode, batch_size=1)
     assert threading.get_ident() not in threads
 
@@ -145,10 +146,10 @@ def test_all_threads_decode_even_in_batches_of_one(draw, scan, monkeypatch):
 
     def load(picture):
         together.wait(10)
-        return load_pixels(picture)
+        return load_sample(picture)
 
     monkeypatch.setattr(cache_module, "cpu_count", lambda: 3)
-    monkeypatch.setattr(cache_module, "load_pixels", load)
+    monkeypatch.setattr(cache_module, "load_sample", load)
     assert len(cache_latents(found, Encoder(), batch_size=1)) == 6
 
 
@@ -159,7 +160,7 @@ def test_decoding_stays_a_few_batches_ahead(draw, scan, monkeypatch):
     found = scan('[[datasets]]\nresolution = 16\n[[datasets.subsets]]\nimage_dir = "train"\n')
     decoded, lead = [], []
     monkeypatch.setattr(cache_module, "cpu_count", lambda: 4)
-    monkeypatch.setattr(cache_module, "load_pixels", lambda p: decoded.append(p) or load_pixels(p))
+    monkeypatch.setattr(cache_module, "load_sample", lambda p: decoded.append(p) or load_sample(p))
 
     def encode(pixels):
         threading.Event().wait(0.01)

@@ -42,7 +42,7 @@ def test_pictures_and_captions_are_the_files(draw, scan, write, tmp_path):
         ("c.png", "bird"),
     ]
     assert found.pictures[0].size == (128, 64)
-    info = {key: json.loads(value) for key, value in found.info.items()}
+    info = {key: json.loads(found.info[key]) for key in ("ss_dataset_dirs", "ss_tag_frequency", "ss_datasets")}
     assert info["ss_dataset_dirs"] == {"meta.json": {"n_repeats": 1, "img_count": 3}}
     assert info["ss_tag_frequency"]["meta.json"]["fur"] == 1
     assert info["ss_datasets"][0]["is_dreambooth"] is False

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from backend.data.pictures import Picture, list_pictures, load_pixels, measure_pictures, resize
+from backend.data.pictures import Facts, Picture, list_pictures, load_pixels, measure_pictures, resize
 from backend.errors import UserError
 
 
@@ -63,7 +63,7 @@ def test_a_truncated_picture_is_found_whatever_its_format(tmp_path, name):
     good, cut = tmp_path / f"good_{name}", tmp_path / f"cut_{name}"
     Image.fromarray(noise).save(good)
     cut.write_bytes(good.read_bytes()[:-200])
-    assert measure_pictures([good]) == [(64, 48)]
+    assert measure_pictures([good]) == [Facts((64, 48))]
     with pytest.raises(UserError, match=f"image_dir: cannot decode .*cut_{name}.*: replace or remove it"):
         measure_pictures([good, cut, good])
     with pytest.raises(UserError, match=f"cut_{name}"):
@@ -93,7 +93,7 @@ def test_exif_orientation_turns_size_and_pixels(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise: left becomes top
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    assert measure_pictures([tmp_path / "a.png"]) == [(20, 40)]
+    assert measure_pictures([tmp_path / "a.png"]) == [Facts((20, 40))]
     turned = rgb(tmp_path / "a.png", (20, 40))
     assert turned.shape == (40, 20, 3)
     assert (turned[:20] == (255, 0, 0)).all() and (turned[20:] == 0).all()

@@ -37,8 +37,9 @@ def test_pixels_come_in_order_with_their_flips(training_set, workers):
     for epoch in range(2):
         batches = training_set.epoch_batches(0, epoch)
         loaded = list(loader.epoch(batches))
-        assert [batch for batch, _ in loaded] == batches
-        for batch, pixels in loaded:
+        assert [batch for batch, _, _ in loaded] == batches
+        for batch, pixels, masks in loaded:
+            assert masks is None
             assert torch.equal(pixels, torch.stack([load_pixels(i.picture, i.flip) for i in batch.items]))
 
 
@@ -62,7 +63,7 @@ def test_an_epoch_may_begin_in_the_middle_and_end_early(training_set):
     loader = PixelLoader(2, persistent=True)
     batches = training_set.epoch_batches(0, 0)
     next(loader.epoch(batches))
-    assert [batch for batch, _ in loader.epoch(batches[2:])] == batches[2:]
+    assert [batch for batch, _, _ in loader.epoch(batches[2:])] == batches[2:]
 
 
 def test_no_workers_means_none(training_set):
@@ -79,7 +80,7 @@ def test_a_picture_that_is_gone_is_one_clear_line(training_set, workers):
 
 def test_an_empty_share_has_no_pixels(training_set):
     share = training_set.epoch_batches(0, 0)[0].shard(2, 3)
-    ((batch, pixels),) = PixelLoader(0).epoch([share])
+    ((batch, pixels, _),) = PixelLoader(0).epoch([share])
     assert batch is share and pixels.shape[0] == 0 and pixels.shape[1] == 3
 
 

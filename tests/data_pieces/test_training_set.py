@@ -170,7 +170,7 @@ def test_metadata_describes_the_set_as_the_reference_does(draw, scan):
     )
     found = scan(REG.replace("64\n", "64\n" + options).replace('"train"', '"train"\nnum_repeats = 2'))
     assert all(isinstance(value, str) for value in found.info.values())
-    info = {key: json.loads(value) for key, value in found.info.items()}
+    info = {key: json.loads(value) for key, value in found.info.items() if value != "None"}
     assert info["ss_num_train_images"] == 4 and info["ss_num_reg_images"] == 1
     assert info["ss_dataset_dirs"] == {"train": {"n_repeats": 2, "img_count": 2}}
     assert info["ss_reg_dataset_dirs"] == {"reg": {"n_repeats": 1, "img_count": 1}}

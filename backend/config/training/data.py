@@ -1,7 +1,7 @@
 """Options of train_network: where pictures come from, and what is computed once for all of them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -53,6 +53,29 @@ class Data(Section):
     persistent_data_loader_workers: Annotated[bool, ADVANCED] = False
     """Keep the loading processes from epoch to epoch instead of starting them again."""
 
+    cache_latents_to_disk: bool = False
+    """As cache_latents, but keep the latents in a hidden folder .lora_loom_cache beside the pictures: memory stays flat
+    and the next start encodes only what has changed. Delete that folder whenever you like."""
+
+    cache_text_encoder_outputs_to_disk: Annotated[bool, ADVANCED] = False
+    """As cache_text_encoder_outputs, and keep them in the same folder for the next start."""
+
+    skip_cache_check: Annotated[bool, ADVANCED] = False
+    """Trust files of the disk cache whose size and time of change are as they were written, without reading them back
+    at the start."""
+
+    masked_loss: Annotated[bool, ADVANCED] = False
+    """Weigh the loss by the masks in each subset's conditioning_data_dir."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_disk_is_cached(cls, data: Any) -> Any:
+        """`..._to_disk` turns on the cache that it is about."""
+        if not isinstance(data, dict):
+            return data
+        caches = ("cache_latents", "cache_text_encoder_outputs")
+        return data | {name: True for name in caches if data.get(f"{name}_to_disk") is True}
+
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
         others = [name for name in ("train_data_dir", "reg_data_dir", "in_json") if getattr(self, name) is not None]
@@ -60,4 +83,11 @@ class Data(Section):
             reject("dataset_config", f"cannot be set together with {others[0]}; choose one")
         if self.in_json is not None and self.reg_data_dir is not None:
             reject("reg_data_dir", "has no effect with in_json; use a dataset_config for both")
+        return self
+
+    @model_validator(mode="after")
+    def _a_cache_to_check(self) -> "Data":
+        if self.skip_cache_check and not (self.cache_latents_to_disk or self.cache_text_encoder_outputs_to_disk):
+            message = "there is no cache on disk to check; set cache_latents_to_disk, or leave skip_cache_check out"
+            reject("skip_cache_check", message)
         return self
