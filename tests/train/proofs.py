@@ -5,8 +5,11 @@ set in both runs for the option to have a meaning. Every other aspect has to sta
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from backend.config.dataset import DATASET_KEYS, SUBSET_KEYS
+from backend.config.training.dataset import FLAGS, TOML_ONLY
 
 # What follows from a change, downstream: of the loss; of the model's input or target; of the network.
 LOSS = "losses learnt"
@@ -46,6 +49,15 @@ def elsewhere(test: str) -> Proof:
 FAMILIES = "tests/families/test_options.py"
 RUN, STEP, NETS = "tests/train/test_run.py", "tests/train/test_step.py", "tests/train/test_networks.py"
 OF_FAMILIES, PRECISION, LOSSES = (f"tests/train/test_{name}.py" for name in ("families", "precision", "loss"))
+SETS, PIXELS, DISK = (
+    "tests/train/test_dataset_options.py",
+    "tests/train/test_pixels.py",
+    "tests/data_pieces/test_disk_cache.py",
+)
+FLAGS_OF_SETS, SAVING = "tests/config/test_config_dataset_flags.py", "tests/train/test_saving.py"
+DATA = "tests/data_pieces"
+SPACES = {"dataset.caption_separator": " "}
+EXPONENTIAL = {"lr_scheduler_type": "torch.optim.lr_scheduler.ExponentialLR", "lr_scheduler_args": ["gamma=0.5"]}
 # Captions of several parts: "a green disc on red" taken apart at its spaces.
 PARTS = {"dataset.caption_separator": " ", "dataset.shuffle_caption": True}
 
@@ -63,6 +75,19 @@ PROOFS: dict[str, Proof] = {
     "dataset_config": elsewhere(
         "tests/config/test_config_dataset.py::test_values_are_looked_up_in_subset_then_dataset_then_general_then_default"
     ),
+    "train_data_dir": elsewhere(f"{SETS}::test_folders_train_as_the_same_toml_does"),
+    "reg_data_dir": elsewhere(f"{SETS}::test_folders_train_as_the_same_toml_does"),
+    "in_json": elsewhere(f"{FLAGS_OF_SETS}::test_in_json_is_one_subset"),
+    "debug_dataset": elsewhere(f"{SETS}::test_the_listing_loads_nothing_and_writes_nothing"),
+    "weighted_captions": Proof(
+        {"weighted_captions": True}, f"conditioning {LOSS}", {"dataset.caption_prefix": "(blue:1.5)"}
+    ),
+    "cache_latents_to_disk": elsewhere(f"{PIXELS}::test_a_second_start_encodes_no_picture_and_learns_the_same"),
+    "cache_text_encoder_outputs_to_disk": elsewhere(
+        f"{PIXELS}::test_a_second_start_encodes_no_caption_and_learns_the_same"
+    ),
+    "skip_cache_check": elsewhere(f"{DISK}::test_skip_cache_check_believes_size_and_time_and_reads_nothing"),
+    "masked_loss": elsewhere(f"{PIXELS}::test_half_a_mask_is_half_the_loss_of_its_picture"),
     "cache_latents": elsewhere(f"{STEP}::test_cached_latents_change_no_loss"),
     "vae_batch_size": elsewhere("tests/data_pieces/test_latent_cache.py::test_the_batch_size_changes_no_latent"),
     "cache_text_encoder_outputs": elsewhere(f"{OF_FAMILIES}::test_text_encoders_are_dropped_and_nothing_else_changes"),
@@ -93,6 +118,23 @@ PROOFS: dict[str, Proof] = {
     "max_grad_norm": Proof({"max_grad_norm": 1e-9}, LOSS),
     "lr_scheduler": Proof({"lr_scheduler": "cosine"}, f"rates {LOSS}"),
     "lr_warmup_steps": Proof({"lr_warmup_steps": 2}, f"rates {LOSS}", {"lr_scheduler": "constant_with_warmup"}),
+    "use_8bit_adam": Proof({"use_8bit_adam": True}, "optimizer learnt"),
+    "use_lion_optimizer": Proof({"use_lion_optimizer": True}, f"optimizer {LOSS}"),
+    "lr_decay_steps": Proof(
+        {"lr_decay_steps": 2}, "rates learnt", {"lr_scheduler": "warmup_stable_decay", "lr_decay_steps": 1}
+    ),
+    "lr_scheduler_num_cycles": Proof(
+        {"lr_scheduler_num_cycles": 3}, f"rates {LOSS}", {"lr_scheduler": "cosine_with_restarts"}
+    ),
+    "lr_scheduler_power": Proof({"lr_scheduler_power": 2.0}, f"rates {LOSS}", {"lr_scheduler": "polynomial"}),
+    "lr_scheduler_timescale": Proof({"lr_scheduler_timescale": 1}, f"rates {LOSS}", {"lr_scheduler": "inverse_sqrt"}),
+    "lr_scheduler_min_lr_ratio": Proof(
+        {"lr_scheduler_min_lr_ratio": 0.5},
+        f"rates {LOSS}",
+        {"lr_scheduler": "cosine_with_min_lr", "lr_scheduler_min_lr_ratio": 0.1},
+    ),
+    "lr_scheduler_type": Proof(EXPONENTIAL, f"rates {LOSS}"),
+    "lr_scheduler_args": Proof({"lr_scheduler_args": ["gamma=0.1"]}, f"rates {LOSS}", EXPONENTIAL),
     "max_train_steps": Proof({"max_train_steps": 2}, f"{BATCHES} rates"),
     "max_train_epochs": Proof({"max_train_epochs": 2}, f"{BATCHES} rates"),
     "gradient_accumulation_steps": Proof({"gradient_accumulation_steps": 2}, BATCHES),
@@ -135,6 +177,21 @@ PROOFS: dict[str, Proof] = {
     "save_model_as": Proof({"save_model_as": "ckpt"}, "files kinds"),
     "save_precision": Proof({"save_precision": "fp16"}, "kinds"),
     "save_every_n_epochs": Proof({"save_every_n_epochs": 1}, "files", {"max_train_epochs": 2}),
+    "save_every_n_steps": Proof({"save_every_n_steps": 1}, "files"),
+    "save_n_epoch_ratio": Proof({"save_n_epoch_ratio": 2}, "files", {"max_train_epochs": 2}),
+    "save_last_n_epochs": Proof({"save_last_n_epochs": 1}, "files", {"max_train_epochs": 3, "save_every_n_epochs": 1}),
+    "save_last_n_steps": Proof({"save_last_n_steps": 1}, "files", {"save_every_n_steps": 1}),
+    "metadata_title": elsewhere(f"{SAVING}::test_the_file_says_what_it_is"),
+    "metadata_author": Proof({"metadata_author": "A"}, "kinds"),
+    "metadata_description": Proof({"metadata_description": "A"}, "kinds"),
+    "metadata_trigger_phrase": Proof({"metadata_trigger_phrase": "A"}, "kinds"),
+    "metadata_tags": Proof({"metadata_tags": "A"}, "kinds"),
+    "metadata_license": Proof({"metadata_license": "A"}, "kinds"),
+    "metadata_usage_hint": Proof({"metadata_usage_hint": "A"}, "kinds"),
+    "metadata_thumbnail": elsewhere(f"{SAVING}::test_a_thumbnail_is_a_small_copy"),
+    "metadata_merged_from": Proof({"metadata_merged_from": "A"}, "kinds"),
+    "metadata_preprocessor": Proof({"metadata_preprocessor": "A"}, "kinds"),
+    "metadata_is_negative_embedding": Proof({"metadata_is_negative_embedding": True}, "kinds"),
     "training_comment": elsewhere(f"{RUN}::test_the_file_tells_how_it_was_trained"),
     "no_metadata": Proof({"no_metadata": True}, "kinds"),
     "overwrite": elsewhere(f"{RUN}::test_existing_outputs_are_refused_before_anything_is_loaded"),
@@ -176,4 +233,41 @@ PROOFS: dict[str, Proof] = {
     "dataset.caption_suffix": Proof({"dataset.caption_suffix": "sks"}, TEXT),
     "dataset.flip_aug": Proof({"dataset.flip_aug": True}, f"pictures {LATENTS}"),
     "dataset.caption_dropout_rate": Proof({"dataset.caption_dropout_rate": 0.5}, TEXT),
+    "dataset.network_multiplier": Proof({"dataset.network_multiplier": 0.5}, LOSS),
+    "dataset.metadata_file": elsewhere("{DATA}/test_metadata_file.py::test_pictures_and_captions_are_the_files"),
+    "dataset.keep_tokens_separator": Proof({"dataset.keep_tokens_separator": "on"}, TEXT, PARTS),
+    "dataset.secondary_separator": Proof({"dataset.secondary_separator": "disc"}, TEXT, PARTS),
+    "dataset.enable_wildcard": Proof({"dataset.enable_wildcard": True}, TEXT, {"dataset.caption_prefix": "{old|new}"}),
+    "dataset.caption_dropout_every_n_epochs": Proof({"dataset.caption_dropout_every_n_epochs": 1}, TEXT),
+    "dataset.caption_tag_dropout_rate": Proof({"dataset.caption_tag_dropout_rate": 0.5}, TEXT, SPACES),
+    "dataset.token_warmup_min": Proof(
+        {"dataset.token_warmup_min": 3}, TEXT, {**SPACES, "dataset.token_warmup_step": 100}
+    ),
+    "dataset.token_warmup_step": Proof({"dataset.token_warmup_step": 100}, TEXT, SPACES),
+    "dataset.custom_attributes": elsewhere(f"{SETS}::test_attributes_of_ones_own_are_kept_in_the_file"),
+    "dataset.color_aug": Proof({"dataset.color_aug": True}, LATENTS, {"cache_latents": False}),
+    "dataset.random_crop": Proof(
+        {"dataset.random_crop": True}, f"sizes {LATENTS}", {"cache_latents": False, "dataset.resolution": 32}
+    ),
+    "dataset.face_crop_aug_range": elsewhere("{DATA}/test_augment.py::test_face_crops_are_what_training_shows"),
+    "dataset.resize_interpolation": Proof(
+        {"dataset.resize_interpolation": "nearest"}, LATENTS, {"dataset.resolution": 32}
+    ),
+    "dataset.alpha_mask": elsewhere("{DATA}/test_masks.py::test_transparency_is_the_mask_and_white_the_ground"),
+    "dataset.conditioning_data_dir": elsewhere(f"{PIXELS}::test_half_a_mask_is_half_the_loss_of_its_picture"),
+}
+
+
+def as_flag(key: str, flag: str) -> Proof:
+    """A key of the dataset toml given as a flag changes the same."""
+    proof = PROOFS[f"dataset.{key}"]
+    if key in ("resolution", "batch_size"):  # every toml of these tests has them
+        return elsewhere(f"{SETS}::test_folders_train_as_the_same_toml_does")
+    options = {flag if name == f"dataset.{key}" else name: value for name, value in proof.options.items()}
+    return replace(proof, options=options)
+
+
+PROOFS |= {
+    flag: as_flag(key, flag)
+    for key, flag in ((key, FLAGS.get(key, key)) for key in (*DATASET_KEYS, *SUBSET_KEYS) if key not in TOML_ONLY)
 }
