@@ -94,6 +94,12 @@ class DatasetOptions(Section):
     bucket_no_upscale: bool = False
     """Never enlarge a picture: small ones get buckets of their own."""
 
+    validation_split: Annotated[float | None, ADVANCED] = Field(None, ge=0, le=1)
+    """Share of the pictures that is held out of training for validation; left out, the run's validation_split."""
+
+    validation_seed: Annotated[int | None, ADVANCED] = Field(None, ge=0, le=2**63 - 1)
+    """Seed of which pictures are held out; left out, the run's validation_seed."""
+
     subsets: tuple[SubsetOptions, ...] = ()
 
     @field_validator("resolution", mode="before")

@@ -7,11 +7,13 @@ from pydantic import Field, model_validator
 from backend.config.declare import Command, Option, reject
 from backend.config.model import ModelOptions
 from backend.config.training.data import Data
+from backend.config.training.logs import Logs
 from backend.config.training.network import Network
 from backend.config.training.optim import Optim
 from backend.config.training.samples import Samples
 from backend.config.training.save import Save
 from backend.config.training.speed import Speed
+from backend.config.training.validation import Validation
 
 
 class Model(ModelOptions):
@@ -34,6 +36,8 @@ class TrainNetwork(Command):
     speed: Speed
     save: Save
     samples: Samples
+    validation: Validation
+    logs: Logs
 
     @model_validator(mode="after")
     def _encoders_that_are_dropped_cannot_learn(self) -> "TrainNetwork":

@@ -55,7 +55,7 @@ def cache_latents(
     progress: Callable[[int, int], None] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LatentCache:
-    """Encode every picture of a set, and its mirror image where the subset has `flip_aug`.
+    """Encode every picture of a set, held out or not, and its mirror image where the subset has `flip_aug`.
 
     Batches are of one bucket. While one is encoded, the next ones are decoded and resized on all CPU threads.
 
@@ -70,7 +70,7 @@ def cache_latents(
     Returns:
         The full cache.
     """
-    pictures = list({_key(picture): picture for picture in training_set.pictures}.values())
+    pictures = list({_key(picture): picture for picture in training_set.every_picture}.values())
     with_flip = {_key(picture) for picture in training_set.pictures if picture.flip_aug}
     cache = LatentCache()
     done = 0

@@ -9,6 +9,7 @@ from backend.config.dataset import DatasetConfig, DatasetOptions, SubsetOptions
 from backend.data.batches import Batch, Item, batches_per_epoch, epoch_batches
 from backend.data.captions import Caption, caption_extensions, find_caption, tag_frequency
 from backend.data.pictures import Picture, list_pictures, load_pixels, measure_pictures
+from backend.data.split import Split, held_out, validation_batches
 from backend.errors import UserError
 from backend.tables.buckets import Size, make_buckets, select_bucket, select_bucket_no_upscale
 
@@ -28,45 +29,63 @@ class TrainingSet:
     """All pictures of a run; made by `TrainingSet.scan`.
 
     Attributes:
-        datasets: options by dataset; a subset whose folder stands in the same dataset twice is left out.
+        datasets: options by dataset, with their validation split filled in; a subset whose folder stands in the same
+            dataset twice is left out.
         pictures: those that are trained, in the order of the folders, with their repeats.
+        validation: those that are held out, which are no others' copies.
         folders: for each dataset, what each subset's folder holds.
         warnings: one line each, for the user to read.
     """
 
     datasets: tuple[DatasetOptions, ...]
     pictures: tuple[Picture, ...]
+    validation: tuple[Picture, ...]
     folders: tuple[tuple[FolderCount, ...], ...]
     warnings: tuple[str, ...]
 
     @classmethod
-    def scan(cls, config: DatasetConfig) -> "TrainingSet":
-        """Find, check and measure the pictures of every subset, and read their captions.
+    def scan(cls, config: DatasetConfig, split: Split = Split()) -> "TrainingSet":  # noqa: B008  (frozen)
+        """Find, check and measure the pictures of every subset, read their captions, and hold some out.
+
+        Args:
+            config: the dataset toml.
+            split: for datasets that say nothing of validation.
 
         Raises:
             UserError: for a missing or empty folder, a picture that cannot be decoded, a caption that is not UTF-8, a
-                picture that fits no bucket, or a dataset of regularisation pictures only.
+                picture that fits no bucket, a dataset of regularisation pictures only, or one without pictures left.
         """
-        datasets, pictures, folders, warnings, captions = [], [], [], [], []
+        datasets, scanned, pictures, folders, warnings, captions = [], [], [], [], [], []
         for index, given in enumerate(config.datasets):
-            options, dropped = _without_duplicates(given)
+            options, dropped = _without_duplicates(split.settled(given))
             warnings += [f"{folder} stands twice in one dataset: the second subset is left out" for folder in dropped]
             found = [_scan_subset(options, index, number) for number in range(len(options.subsets))]
-            trained, unused = _balance([picture for subset, _ in found for picture in subset])
-            if not any(not picture.is_reg for picture in trained):
+            if not any(not picture.is_reg for subset, _ in found for picture in subset):
                 message = "a dataset has regularisation pictures only: add a subset without is_reg"
                 raise UserError(message, "is_reg")
+            datasets.append(options)
+            scanned.append([picture for subset, _ in found for picture in subset])
+            captions += [caption for _, texts in found for caption in texts]
+            folders.append(tuple(FolderCount(len(p), tag_frequency(c.text for c in texts)) for p, texts in found))
+        apart = held_out(datasets, scanned)
+        for found in scanned:
+            trained, unused = _balance([picture for picture in found if picture.path not in apart])
             if unused:
                 warnings.append(
                     f"{unused} regularisation pictures are not used: there are more of them than training pictures "
                     "times repeats"
                 )
-            datasets.append(options)
             pictures += trained
-            captions += [caption for _, texts in found for caption in texts]
-            folders.append(tuple(FolderCount(len(p), tag_frequency(c.text for c in texts)) for p, texts in found))
+        if not pictures:
+            raise UserError("holds every picture out, so that none is left to train on; take less", "validation_split")
+        validation = tuple(picture for found in scanned for picture in found if picture.path in apart)
         warnings += _caption_warning(captions)
-        return cls(tuple(datasets), tuple(pictures), tuple(folders), tuple(warnings))
+        return cls(tuple(datasets), tuple(pictures), validation, tuple(folders), tuple(warnings))
+
+    @property
+    def every_picture(self) -> tuple[Picture, ...]:
+        """Those that are trained and those that are held out."""
+        return self.pictures + self.validation
 
     @property
     def num_train_images(self) -> int:
@@ -82,6 +101,10 @@ class TrainingSet:
         """The global batches of one epoch; see `backend.data.batches.epoch_batches`."""
         return epoch_batches(self.datasets, self.pictures, seed, epoch, world_size)
 
+    def validation_batches(self, seed: int) -> tuple[Batch, ...]:
+        """The batches of held out pictures; see `backend.data.split.validation_batches`."""
+        return validation_batches(self.datasets, self.validation, seed)
+
     def batches_per_epoch(self, world_size: int = 1) -> int:
         """The number of global batches in every epoch."""
         return batches_per_epoch(self.datasets, self.pictures, world_size)
@@ -96,6 +119,7 @@ class TrainingSet:
                 tags.setdefault(folder, frequency)
         values = {
             "ss_num_train_images": self.num_train_images,
+            "ss_num_validation_images": len(self.validation),
             "ss_num_reg_images": self.num_reg_images,
             "ss_datasets": described,
             "ss_dataset_dirs": self._dataset_dirs(is_reg=False),
@@ -105,6 +129,10 @@ class TrainingSet:
         rates = {subset.caption_dropout_rate for dataset in self.datasets for subset in dataset.subsets}
         if len(rates) == 1:  # where they differ, they stand with each subset alone
             values["ss_caption_dropout_rate"] = rates.pop()
+        for name in ("validation_split", "validation_seed"):
+            given = {getattr(dataset, name) for dataset in self.datasets}
+            if self.validation and len(given) == 1:
+                values[f"ss_{name}"] = given.pop()
         if len(described) == 1 and described[0]["bucket_info"]:
             values["ss_bucket_info"] = described[0]["bucket_info"]
         return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
@@ -128,7 +156,7 @@ class TrainingSet:
             "min_bucket_reso": options.min_bucket_reso,
             "max_bucket_reso": options.max_bucket_reso,
             "tag_frequency": tags,
-            "bucket_info": _bucket_info(pictures) if options.enable_bucket else None,
+            "bucket_info": _bucket_info(pictures) if options.enable_bucket and pictures else None,
             "subsets": [
                 {
                     "img_count": folder.pictures,

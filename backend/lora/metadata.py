@@ -43,11 +43,15 @@ OPTIONS = (
     "max_grad_norm",
     "prior_loss_weight",
     "scale_weight_norms",
+    "validation_split",
+    "validation_seed",
+    "max_validation_steps",
+    "validate_every_n_epochs",
+    "validate_every_n_steps",
 )
 # What readers look for of options that this trainer does not have, with the values that these have while they are off.
 # A row goes when its option comes.
 OFF: Mapping[str, Any] = {
-    "num_validation_images": 0,
     "full_fp16": False,
     "lowram": False,
     "noise_offset": None,
@@ -69,11 +73,6 @@ OFF: Mapping[str, Any] = {
     "caption_tag_dropout_rate": 0.0,
     "face_crop_aug_range": None,
     "resize_interpolation": None,
-    "validation_seed": None,
-    "validation_split": 0.0,
-    "max_validation_steps": None,
-    "validate_every_n_epochs": None,
-    "validate_every_n_steps": None,
 }
 # What `no_metadata` keeps: without it a reader cannot tell what the file is for.
 MINIMUM = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")

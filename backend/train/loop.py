@@ -15,7 +15,8 @@ from backend.train.feed import MicroBatch, grouped
 from backend.train.loss import sample_weights, squared_error, weighted_share
 from backend.train.noise import draw_noise, draw_timesteps
 from backend.train.optim import set_rates
-from backend.train.progress import Progress
+from backend.train.progress import Done, Gauges, Progress
+from backend.train.readings import limit_gradients, memory, weight_norms
 from backend.train.saving import save_network
 from backend.train.setup import Run, prepare
 from backend.train.stop import StopRequest
@@ -69,8 +70,7 @@ def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> T
         share = weighted_share(squared_error(predicted, target), weights, samples)
         run.accelerator.backward(share)
         loss += share.detach()
-    if run.config.optim.max_grad_norm:
-        run.accelerator.clip_grad_norm_(run.parameters, run.config.optim.max_grad_norm)
+    run.gradient_norm = limit_gradients(run.accelerator, run.parameters, run.config.optim.max_grad_norm)
     run.optimizer.step()
     run.optimizer.zero_grad()
     if run.config.network.scale_weight_norms:
@@ -86,7 +86,7 @@ def train(run: Run) -> Progress:
         KeyboardInterrupt: SIGINT or SIGTERM came; the step in hand was finished and the network saved.
     """
     events.emit("phase", name="training", step=0, total=run.total_steps)
-    progress = Progress(run.total_steps, run.epochs)
+    progress = follow(run)
     step = 0
     try:
         with StopRequest() as stop:
@@ -98,7 +98,10 @@ def train(run: Run) -> Progress:
                 for micro_batches in grouped(fed, run.config.optim.gradient_accumulation_steps):
                     loss = training_step(run, step, micro_batches)
                     step += 1
-                    progress.step(step, epoch + 1, loss, current_rates(run))
+                    pictures = sum(len(batch.items) for batch, *_ in micro_batches)
+                    progress.step(Done(step, epoch + 1, loss, current_rates(run), run.gradient_norm, pictures))
+                    if run.validation.after_step(step):
+                        validate(run, progress, step, epoch + 1)
                     if run.sampling.after_step(step):
                         with progress.paused():
                             run.sampling.draw(run.model, run.network, run.accelerator, step, f"{step:06d}")
@@ -106,11 +109,32 @@ def train(run: Run) -> Progress:
                         break
                     if stop.asked:
                         stop_early(run, progress, step, epoch)
+                progress.epoch_done(step, epoch + 1)
+                if run.validation.after_epoch(epoch + 1, step, step == run.total_steps):
+                    validate(run, progress, step, epoch + 1)
                 with progress.paused():
                     after_epoch(run, progress, step, epoch + 1)
     finally:
         progress.close()
     return progress
+
+
+def follow(run: Run) -> Progress:
+    """What tells how the run goes."""
+    gauges = Gauges(lambda: weight_norms(run.network.adapters()), lambda: memory(run.accelerator.device))
+    batches = run.training_set.batches_per_epoch()
+    window = -(-batches // run.config.optim.gradient_accumulation_steps)
+    return Progress(run.total_steps, run.epochs, window, run.logs, gauges)
+
+
+def validate(run: Run, progress: Progress, step: int, epoch: int) -> None:
+    """Take the loss on the held out pictures after `step` steps, in epoch `epoch`, and tell it."""
+    progress.settle()
+    with progress.paused():
+        events.emit("phase", name="validating", step=step, total=run.total_steps)
+        found = run.validation.loss(run.model, run.network, run.diffusion, run.accelerator)
+        progress.validated(found, step, epoch)
+        events.emit("phase", name="training", step=step, total=run.total_steps)
 
 
 def after_epoch(run: Run, progress: Progress, step: int, epoch: int) -> None:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from backend import events
@@ -22,12 +22,14 @@ from backend.lora.file import read_lora
 from backend.terminal import say, warn
 from backend.train.build import make_network
 from backend.train.device import make_accelerator, place_model
-from backend.train.feed import Feed, make_feed
+from backend.train.feed import Feed, make_feed, validation_feed
+from backend.train.logs import Logs, check_logs, make_logs
 from backend.train.noise import Diffusion, diffusion_of
 from backend.train.optim import Schedule, check_optimizer, make_optimizer, make_schedule
 from backend.train.outputs import Outputs, write_text
 from backend.train.samples import Sampling, make_sampling, wanted
 from backend.train.text import CaptionEncoder, KnownCaptions, encode_all
+from backend.train.validation import Validation, check_validation, make_validation, split_of
 
 VAE_FIELDS = {"sd_model_name": "vae_name", "sd_model_hash": "vae_hash", "new_sd_model_hash": "new_vae_hash"}
 
@@ -42,6 +44,9 @@ class Run:
         peaks: the peak learning rate of each of the optimizer's parameter groups, named by `group_names`.
         total_steps, epochs: length of the run.
         started_at: unix time.
+        validation: what is looked at of the held out pictures, and when.
+        logs: what curves are written to.
+        gradient_norm: of the newest step, before clipping, still on the device.
     """
 
     config: TrainNetwork
@@ -62,6 +67,9 @@ class Run:
     total_steps: int
     epochs: int
     started_at: float
+    validation: Validation
+    logs: Logs
+    gradient_norm: Tensor | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -86,7 +94,10 @@ def prepare(config: TrainNetwork) -> Run:
     outputs = Outputs(config.save.output_dir, config.save.output_name, config.save.save_model_as)
     outputs.prepare(config.save.overwrite)
     config, seed = with_seed(config)
-    training_set = TrainingSet.scan(DatasetConfig.load(config.data.dataset_config))
+    dataset = DatasetConfig.load(config.data.dataset_config)
+    training_set = TrainingSet.scan(dataset, split_of(config.validation, seed))
+    check_validation(config.validation, training_set)
+    check_logs(config.logs)
     wanted(config.samples)
     check_optimizer(config.optim.optimizer_type, config.optim.optimizer_args)
     for path in (config.network.network_weights, *config.network.base_weights):
@@ -123,6 +134,10 @@ def prepare(config: TrainNetwork) -> Run:
         with accelerator.autocast():
             encode_captions = drop_text_encoders(model, training_set, sampling, seed, accelerator.device)
         sampling = replace(sampling, encode=encode_captions)
+    apart = validation_feed(feed, config.data, model)
+    # An encoder of its own, which remembers nothing: what training finds remembered must not hang on validation.
+    encode = encode_captions if isinstance(encode_captions, KnownCaptions) else CaptionEncoder(model, trained=True)
+    validation = make_validation(config.validation, training_set, seed, apart, encode)
     write_text(outputs.config, resolved_toml(config))
     return Run(
         config=config,
@@ -143,6 +158,8 @@ def prepare(config: TrainNetwork) -> Run:
         total_steps=total_steps,
         epochs=epochs,
         started_at=started_at,
+        validation=validation,
+        logs=make_logs(config, started_at),
     )
 
 
@@ -169,7 +186,8 @@ def drop_text_encoders(
     def report(done: int, total: int) -> None:
         events.emit("phase", name="encoding captions", step=done, total=total)
 
-    captions = [item.caption for batch in training_set.epoch_batches(seed, 0) for item in batch.items]
+    batches = (*training_set.epoch_batches(seed, 0), *training_set.validation_batches(seed))
+    captions = [item.caption for batch in batches for item in batch.items]
     known = encode_all(model, [*captions, *sampling.texts], device, report)
     model.text_encoders = []
     return known
