@@ -4,7 +4,7 @@ from html import escape
 from typing import Any
 
 from backend.job import Job
-from tabs.text import bar, duration, figures, moment, speed
+from tabs.text import bar, duration, figures, file_size, moment, speed
 from tabs.watch import Watch
 
 MARKS = {"queued": "…", "running": "▶", "finished": "✓", "failed": "✗", "interrupted": "!", "stopped": "■"}
@@ -32,7 +32,7 @@ def status_html(watch: Watch, job: Job, reason: str) -> str:
         lines += [_phase(one, last=one is phases[-1]) for one in phases]
     if progress and (training or not job.active):
         step, total = int(progress.get("step") or 0), int(progress.get("total") or 0)
-        lines += [bar(step, total), figures(_figures(job, progress))]
+        lines += [bar(step, total), figures(_figures(watch, job, progress))]
     if not progress and job.started is not None and job.ended is not None:
         lines.append(figures([("took", duration(job.ended - job.started))]))
     lines += [f'<div class="warn">{escape(message)}</div>' for message in watch.warnings]
@@ -55,22 +55,37 @@ def _phase(phase: dict[str, Any], last: bool) -> str:
     return f'<div class="hint">{name}{count} …</div>{bar(step, total if step else 0)}'
 
 
-def _figures(job: Job, progress: dict[str, Any]) -> list[tuple[str, str]]:
+def _memory(told: Any) -> list[tuple[str, str]]:
+    """What the run takes of the GPU's memory, or of the machine's where there is none."""
+    sizes = {name: float(size) for name, size in told.items()} if isinstance(told, dict) else {}
+    if "gpu_peak" in sizes:
+        whole = f" of {file_size(sizes['gpu'])}" if "gpu" in sizes else ""
+        return [("GPU memory at most", f"{file_size(sizes['gpu_peak'])}{whole}")]
+    return [("memory", file_size(sizes["process"]))] if "process" in sizes else []
+
+
+def _figures(watch: Watch, job: Job, progress: dict[str, Any]) -> list[tuple[str, str]]:
     step, total = int(progress.get("step") or 0), int(progress.get("total") or 0)
     pace = float(progress.get("seconds_per_step") or 0)
     found = [("step", f"{step} / {total}")]
     if progress.get("epochs"):
         found.append(("epoch", f"{progress.get('epoch')} / {progress['epochs']}"))
     found.append(("speed", speed(pace)))
+    if progress.get("pictures_per_second"):
+        found.append(("pictures", f"{float(progress['pictures_per_second']):.3g} / s"))
     if job.state == "running":
         left = progress.get("seconds_left")
         found.append(("time left", duration(float(left) if left is not None else pace * (total - step))))
     elif job.started is not None and job.ended is not None:
         found.append(("took", duration(job.ended - job.started)))
-    if isinstance(progress.get("loss"), int | float):
-        found.append(("loss", f"{progress['loss']:.4f}"))
+    for name, field in (("loss", "loss"), ("mean of an epoch", "loss_average")):
+        if isinstance(progress.get(field), int | float):
+            found.append((name, f"{progress[field]:.4f}"))
+    if watch.validation:
+        found.append(("validation loss", f"{watch.validation[-1][1]:.4f}"))
     rates = progress.get("lr")
     if isinstance(rates, dict):
         distinct = list(dict.fromkeys(f"{rate:.2g}" for rate in rates.values() if isinstance(rate, int | float)))
         found.append(("learning rate", " / ".join(distinct)))
+    found += _memory(progress.get("memory"))
     return found

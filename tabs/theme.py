@@ -156,11 +156,53 @@ CSS = """
 #picture img { width: 100%; height: 100%; object-fit: contain; }
 .crisp img { image-rendering: pixelated; }
 #dataset-pictures .grid-container { grid-template-columns: repeat(auto-fill, minmax(86px, 1fr)); }
-#samples .grid-container, #history .grid-container { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); }
-#samples .grid-wrap, #history .grid-wrap { padding-top: 30px; }
-#dataset-pictures .caption-label, #history .caption-label, #samples .caption-label { font-size: .75rem;
+#history .grid-container { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); }
+#history .grid-wrap { padding-top: 30px; }
+#dataset-pictures .caption-label, #history .caption-label { font-size: .75rem;
   max-width: 100%; white-space: nowrap;
   overflow: hidden; text-overflow: ellipsis; }
+.strip { overflow-x: auto; overscroll-behavior-x: contain; border-radius: 8px;
+  border: 1px solid var(--block-border-color); background: var(--block-background-fill); }
+.strip:focus-visible { outline: 2px solid var(--primary-400); }
+.strip table { margin: 0 !important; border: 0 !important; border-collapse: collapse; min-width: 100%; }
+.strip table th, .strip table td { border: 0 !important; padding: 3px !important; text-align: left;
+  vertical-align: top; }
+.strip td { width: 102px; min-width: 102px; }
+.strip tr { border: 0 !important; background: none !important; }
+.strip thead th { font-size: .74rem; font-weight: 400; color: var(--body-text-color-subdued);
+  font-variant-numeric: tabular-nums; }
+.strip table th:first-child { position: sticky; left: 0; z-index: 1; width: 132px; min-width: 132px;
+  padding: 3px 8px !important; background: var(--block-background-fill);
+  font-weight: 400; font-size: .78rem; line-height: 1.35; }
+.strip th div { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden;
+  overflow-wrap: anywhere; }
+.strip th small { color: var(--body-text-color-subdued); }
+.strip table img { display: block; width: 96px; max-width: none; height: 96px; margin: 0 !important;
+  object-fit: contain; border-radius: 4px;
+  image-rendering: auto; background: color-mix(in srgb, var(--body-text-color) 5%, transparent); }
+.strip a { display: block; cursor: zoom-in; }
+.large-sample { border: 0; padding: 0; margin: auto; max-width: 96vw; max-height: 96vh; background: none;
+  cursor: zoom-out; text-align: center; outline: none; }
+.large-sample::backdrop { background: rgb(0 0 0 / 78%); }
+.large-sample img { display: block; margin: auto; min-width: min(512px, 92vw); max-width: 96vw;
+  max-height: 84vh; object-fit: contain; }
+.large-sample p { color: white; margin: 8px auto 0; max-width: 80ch; font-size: .9rem; overflow-wrap: anywhere; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(160px, 100%), 1fr)); gap: 14px 18px;
+  padding: 10px 12px; border: 1px solid var(--block-border-color); border-radius: 8px;
+  background: var(--block-background-fill); }
+.chart { margin: 0; min-width: 0; }
+.chart figcaption { font-size: .8rem; line-height: 1.4; margin-bottom: 4px; }
+.chart figcaption div { display: flex; flex-wrap: wrap; gap: 0 12px; color: var(--body-text-color-subdued); }
+.chart figcaption i { display: inline-block; width: 9px; height: 9px; border-radius: 2px; margin-right: 4px; }
+.chart figcaption b { font-weight: 600; font-variant-numeric: tabular-nums; color: var(--body-text-color); }
+.chart .plot { display: grid; grid-template-columns: auto minmax(0, 1fr); column-gap: 6px; }
+.chart svg { grid-column: 2; grid-row: 1 / 3; width: 100%; height: 80px;
+  border-left: 1px solid var(--block-border-color); border-bottom: 1px solid var(--block-border-color); }
+.chart polyline { fill: none; stroke-width: 1.4; vector-effect: non-scaling-stroke; }
+.chart em { font-style: normal; font-size: .7rem; color: var(--body-text-color-subdued); text-align: right;
+  font-variant-numeric: tabular-nums; }
+.chart .plot > em:nth-of-type(2) { align-self: end; }
+.chart .ends { grid-column: 2; grid-row: 3; display: flex; justify-content: space-between; }
 .lora-row, .pick { align-items: end; }
 .lora-row.invalid .wrap-inner { border-color: #dc2626 !important; }
 .about h2 { margin: 4px 0 2px; font-size: 1.15rem; letter-spacing: -.01em; }

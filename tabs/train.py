@@ -35,6 +35,8 @@ IDLE = (
 )
 SHIPPED_PROMPTS = (f"{DEMO_DATASET}/prompts.txt",)
 TEXT_BYTES = 64 * 1024
+# Files of prompts that are not one prompt a line; shown by their names.
+TABLES = (".toml", ".json")
 
 
 def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> gr.Timer:
@@ -42,6 +44,7 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> gr.Timer:
     workspace = services.workspace
     keep = _codec(workspace)
     blocks: list[BlockBox] = []
+    view = partial(draw_training_view, (workspace.jobs,))
     with gr.Row(elem_id="train-columns"):
         with gr.Column(scale=6, min_width=480):
             row = draw_preset_row(services, TrainNetwork, PRESET, foreign=True)
@@ -57,7 +60,7 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> gr.Timer:
             with search:
                 draw_search(form)
         with gr.Column(scale=5, min_width=400, elem_id="run-column"):
-            panel = draw_panel(services, tab, TrainNetwork.command, Look("Train", IDLE, draw_training_view))
+            panel = draw_panel(services, tab, TrainNetwork.command, Look("Train", IDLE, view))
     form.adopt("dataset_config", box.choice)
     form.codecs["sample_prompts"] = keep
     form.lock()
@@ -202,8 +205,8 @@ def _prompts_widget(leaf: Leaf) -> Component:
     return gr.Textbox(
         "",
         label=leaf.name,
-        info="Prompts, one a line, or the path of a text file with them. Each may end in --w --h --s (steps) "
-        "--l (guidance) --d (seed) --n (negative).",
+        info="Prompts, one a line, or the path of a .txt, .toml or .json file with them. Each may end in --w --h "
+        "--s (steps) --l (guidance) --d (seed) --ss (sampler) --n (negative).",
         placeholder="none",
         lines=2,
         max_lines=8,
@@ -218,6 +221,8 @@ def _codec(workspace: Workspace) -> tuple[Callable[[Any], str], Callable[[Any], 
     roots = (workspace.root, PROJECT)
 
     def shown(path: Any) -> str:
+        if path and Path(str(path)).suffix.lower() in TABLES:
+            return str(path)
         text = read_text(str(path), roots) if path else ""
         return str(path) if text is None else text.strip()
 
@@ -225,7 +230,7 @@ def _codec(workspace: Workspace) -> tuple[Callable[[Any], str], Callable[[Any], 
         lines = prompt_lines(text)
         if not lines:
             return None
-        if len(lines) == 1 and lines[0].lower().endswith(".txt"):
+        if len(lines) == 1 and lines[0].lower().endswith((".txt", *TABLES)):
             return lines[0]
         for shipped in SHIPPED_PROMPTS:
             # Named as it is shipped, so that a preset with it holds everywhere.

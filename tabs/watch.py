@@ -1,5 +1,6 @@
 """What a browser has seen of a job: its events and log, read on from where the last look ended."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,28 @@ from backend.workspace import WEIGHTS
 LOG_CHARACTERS = 24_000
 LOG_LINES = 250
 KEPT_LOSSES = 20_000
-PLOTTED = 400
-SAMPLES = 60
+PLOTTED = 300
+KEPT_POINTS = 2_000
+COLUMNS = 60
+DIGITS = 5
 WARNINGS = 3
 PHASES = 5
 SMOOTHING = 0.95
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample picture.
+
+    Attributes:
+        path: of the file.
+        prompt: what it shows.
+        seed: it was drawn with, "" where the event does not say.
+    """
+
+    path: str
+    prompt: str
+    seed: str
 
 
 @dataclass
@@ -26,7 +44,9 @@ class Watch:
     Attributes:
         job_id: empty while there is none.
         losses: pairs of step and loss, thinned out when there are very many.
-        samples: pairs of picture and caption, newest first.
+        validation: pairs of step and loss on held out pictures.
+        curves: further pairs of step and value by kind ("learning rate", "gradient norm", "weight norm") and series.
+        samples: sample pictures by the index of their prompt and their step.
         progress: the newest progress event, if any.
         phase: the newest phase event, if any.
         phases: the newest event of each phase, in the order in which they came.
@@ -39,7 +59,9 @@ class Watch:
     log_offset: int = 0
     log: str = ""
     losses: list[tuple[int, float]] = field(default_factory=list)
-    samples: list[tuple[str, str]] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = field(default_factory=dict)
+    samples: dict[int, dict[int, Sample]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     progress: dict[str, Any] = field(default_factory=dict)
     phase: dict[str, Any] = field(default_factory=dict)
@@ -71,6 +93,8 @@ def follow(jobs: Jobs, watch: Watch, job: Job) -> None:
         _fold(watch, job, event)
     if len(watch.losses) > KEPT_LOSSES:
         watch.losses = thin(watch.losses, KEPT_LOSSES // 2)
+    for series in watch.curves.values():
+        series |= {name: thin(points, KEPT_POINTS // 2) for name, points in series.items() if len(points) > KEPT_POINTS}
 
 
 def last_lines(text: str) -> str:
@@ -98,12 +122,21 @@ def smooth(points: Sequence[tuple[int, float]], keep: float = SMOOTHING) -> list
     return curve
 
 
-def curves(watch: Watch) -> dict[str, list[Any]]:
+def loss_curves(watch: Watch) -> dict[str, list[Any]]:
     """The columns of the loss plot: step, loss, series."""
-    rows = [(step, loss, "loss") for step, loss in thin(watch.losses, PLOTTED)]
-    rows += [(step, loss, "average") for step, loss in thin(smooth(watch.losses), PLOTTED)]
+    shown = {
+        "loss": thin(watch.losses, PLOTTED),
+        "average": thin(smooth(watch.losses), PLOTTED),
+        "validation": thin(watch.validation, PLOTTED),
+    }
+    rows = [(step, rounded(loss), name) for name, points in shown.items() for step, loss in points]
     steps, losses, series = zip(*rows) if rows else ((), (), ())
     return {"step": list(steps), "loss": list(losses), "series": list(series)}
+
+
+def rounded(value: float) -> float:
+    """A number with as many digits as a plot can show: fewer bytes to send."""
+    return float(f"{value:.{DIGITS}g}")
 
 
 def outputs(job: Job) -> list[Path]:
@@ -122,9 +155,11 @@ def _fold(watch: Watch, job: Job, event: dict[str, Any]) -> None:
     kind = event.get("event")
     if kind == "progress":
         watch.progress = event
+        _fold_numbers(watch, event)
+    elif kind == "validation":
         step, loss = event.get("step"), event.get("loss")
-        if isinstance(step, int) and isinstance(loss, int | float):
-            watch.losses.append((step, float(loss)))
+        if isinstance(step, int) and _is_number(loss):
+            watch.validation.append((step, float(loss)))
     elif kind == "phase":
         name = str(event.get("name", ""))
         if name != str(watch.phase.get("name", "")):
@@ -140,5 +175,28 @@ def _fold(watch: Watch, job: Job, event: dict[str, Any]) -> None:
         path = Path(str(event.get("path", "")))
         # Events are written by the job alone, but only its own pictures are shown.
         if path.is_file() and path.resolve().is_relative_to(job.output.resolve()):
-            caption = f"step {event.get('step', 0)}: {event.get('prompt', '')}"
-            watch.samples = [(str(path), caption), *watch.samples][:SAMPLES]
+            found = Sample(str(path), str(event.get("prompt", "")), str(event.get("seed", "")))
+            row = watch.samples.setdefault(_whole(event.get("index")), {})
+            row[_whole(event.get("step"))] = found
+
+
+def _fold_numbers(watch: Watch, event: dict[str, Any]) -> None:
+    step = event.get("step")
+    if not isinstance(step, int):
+        return
+    if _is_number(event.get("loss")):
+        watch.losses.append((step, float(event["loss"])))
+    series = {"gradient norm": {"gradients": event.get("gradient_norm")}}
+    series |= {kind: event.get(name) for kind, name in (("learning rate", "lr"), ("weight norm", "weight_norm"))}
+    for kind, values in series.items():
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if _is_number(value):
+                watch.curves.setdefault(kind, {}).setdefault(str(name), []).append((step, float(value)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0

@@ -209,7 +209,8 @@ def help_text(command_class: type[Command]) -> str:
         lines.append(f"{title}:")
         for leaf in members:
             lines.append(f"  {usage(leaf)}")
-            lines += textwrap.wrap(describe(leaf), width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            indents = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
+            lines += textwrap.wrap(describe(leaf), width, break_on_hyphens=False, **indents)
         lines.append("")
     return "\n".join(lines)
 

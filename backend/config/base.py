@@ -10,6 +10,7 @@ from backend.config.declare import Command, Leaf, Option, Section, leaves, rejec
 from backend.config.merge import flatten, problems, resolve, values
 from backend.config.messages import bounds, expectation
 from backend.config.text import parse_text
+from backend.config.toml import load as read_table
 from backend.config.toml import read_toml, resolved_toml, to_toml
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "leaves",
     "parse_text",
     "problems",
+    "read_table",
     "read_toml",
     "reject",
     "resolve",

@@ -189,6 +189,12 @@ class DatasetOptions(Section):
     network_multiplier: Annotated[float, ADVANCED] = 1.0
     """How strongly the network acts on the pictures of this dataset while it learns from them."""
 
+    validation_split: Annotated[float | None, ADVANCED] = Field(None, ge=0, le=1)
+    """Share of the pictures that is held out of training for validation; left out, the run's validation_split."""
+
+    validation_seed: Annotated[int | None, ADVANCED] = Field(None, ge=0, le=2**63 - 1)
+    """Seed of which pictures are held out; left out, the run's validation_seed."""
+
     subsets: tuple[SubsetOptions, ...] = ()
 
     @field_validator("resolution", mode="before")

@@ -27,7 +27,7 @@ class Prompt(Section):
     """What to draw; may end in --w --h --s (steps) --l (guidance) --d (seed) --n (negative)."""
 
     from_file: Annotated[Path | None, Option(widget="file")] = None
-    """Text file with one prompt a line."""
+    """File of prompts: text with one a line, or a .toml or .json file as sd-scripts has them."""
 
     negative_prompt: Annotated[str, Option(widget="text")] = ""
     """What to steer away from, where a prompt has no --n of its own."""

@@ -24,6 +24,8 @@ UNQUOTED = {
     "int": (r"[+-]?\d+",),
     "float": (r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?",),
 }
+# Secrets that other trainers take as options, and where they belong.
+SECRETS = {"wandb_api_key": "WANDB_API_KEY"}
 PLURALS = {"int": "integers", "float": "numbers", "str": "texts", "path": "paths"}
 
 
@@ -35,7 +37,9 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean X?`, or "" where nothing known is near."""
+    """`; did you mean X?`, or "" where nothing known is near. Of a secret it says where that belongs."""
+    if word in SECRETS:
+        return f"; secrets are never written into a config: set {SECRETS[word]} in the environment"
     near = suggestion(word, known)
     return f"; did you mean {prefix}{near}?" if near else ""
 

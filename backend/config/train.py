@@ -9,12 +9,14 @@ from backend.config.model import ModelOptions
 from backend.config.training.data import Data
 from backend.config.training.dataset import DatasetFlags
 from backend.config.training.description import Description
+from backend.config.training.logs import Logs
 from backend.config.training.network import Network
 from backend.config.training.noise import Noise
 from backend.config.training.optim import Optim
 from backend.config.training.samples import Samples
 from backend.config.training.save import Save
 from backend.config.training.speed import Speed
+from backend.config.training.validation import Validation
 from backend.tables.optimizers import find_row, one_rate
 
 
@@ -41,6 +43,8 @@ class TrainNetwork(Command):
     save: Save
     samples: Samples
     description: Description
+    validation: Validation
+    logs: Logs
 
     @model_validator(mode="after")
     def _encoders_that_are_dropped_cannot_learn(self) -> "TrainNetwork":

@@ -141,7 +141,7 @@ def cache_latents(
     dtype: torch.dtype = torch.float32,
     store: DiskStore | None = None,
 ) -> LatentCache:
-    """Encode every picture of a set, and its mirror image where the subset has `flip_aug`.
+    """Encode every picture of a set, held out or not, and its mirror image where the subset has `flip_aug`.
 
     Batches are of one bucket. While one is encoded, the next ones are decoded and resized on all CPU threads.
 
@@ -160,7 +160,7 @@ def cache_latents(
     Raises:
         UserError: a picture cannot be decoded any more, its latent is not finite, or the disk refuses it.
     """
-    pictures = list({_key(picture): picture for picture in training_set.pictures}.values())
+    pictures = list({_key(picture): picture for picture in training_set.every_picture}.values())
     with_flip = {_key(picture) for picture in training_set.pictures if picture.flip_aug}
     wanted = [(picture, False) for picture in pictures]
     wanted += [(picture, True) for picture in pictures if _key(picture) in with_flip]

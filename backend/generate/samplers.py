@@ -164,6 +164,25 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
+# What is left of the signal at the last time of a schedule without any: no solver can divide by nothing.
+LEAST_SIGNAL = 2.0**-24
+
+
+def zero_snr_betas(trained_on: Mapping[str, object]) -> list[float]:
+    """The betas of a schedule stretched so that its end is pure noise (arXiv 2305.08891, algorithm 1), but for a trace.
+
+    Half of diffusers' schedulers do not know `rescale_betas_zero_snr`; all of them take betas.
+
+    Args:
+        trained_on: the schedule before it is stretched.
+    """
+    schedule = diffusers.DDIMScheduler.from_config({**trained_on, "rescale_betas_zero_snr": True})
+    kept = schedule.alphas_cumprod.double()
+    kept[-1] = LEAST_SIGNAL
+    ratios = torch.cat([kept[:1], kept[1:] / kept[:-1]])
+    return (1 - ratios).tolist()
+
+
 def make_solver(name: str, trained_on: Mapping[str, object]) -> Solver:
     """A fresh solver for one denoising run.
 
@@ -173,5 +192,11 @@ def make_solver(name: str, trained_on: Mapping[str, object]) -> Solver:
     """
     sampler = SAMPLERS[name]
     noise = {key: trained_on[key] for key in TRAINED_ON if trained_on.get(key) is not None}
-    solver = getattr(diffusers, sampler.solver).from_config({**noise, **sampler.settings})
+    settings = dict(sampler.settings)
+    if noise.pop("rescale_betas_zero_snr", False):
+        noise = {**noise, "trained_betas": zero_snr_betas(noise)}
+        if "timestep_spacing" in settings:
+            # A model that was trained on pure noise has to begin from it (arXiv 2305.08891, section 3.3).
+            settings |= {"timestep_spacing": "linspace" if settings == SPREAD else "trailing"}
+    solver = getattr(diffusers, sampler.solver).from_config({**noise, **settings})
     return sampler.wrap(solver) if sampler.wrap else solver

@@ -63,19 +63,18 @@ OPTIONS = (
     "full_fp16",
     "fp8_base",
     "fp8_base_unet",
+    "validation_split",
+    "validation_seed",
+    "max_validation_steps",
+    "validate_every_n_epochs",
+    "validate_every_n_steps",
 )
 # Fields whose option has another name.
 RENAMED: Mapping[str, str] = {"debiased_estimation": "debiased_estimation_loss"}
 # What readers look for of options that this trainer does not have, with the values that these have while they are off.
 # A row goes when its option comes.
 OFF: Mapping[str, Any] = {
-    "num_validation_images": 0,
     "lowram": False,
-    "validation_seed": None,
-    "validation_split": 0.0,
-    "max_validation_steps": None,
-    "validate_every_n_epochs": None,
-    "validate_every_n_steps": None,
 }
 # What `no_metadata` keeps: without it a reader cannot tell what the file is for.
 MINIMUM = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")

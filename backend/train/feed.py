@@ -101,6 +101,11 @@ def make_feed(
     return cached_feed(cache, device)
 
 
+def validation_feed(feed: Feed, options: Data, model: Model) -> Feed:
+    """A feed for held out pictures that may be asked while another is under way: the cache, or a loader of its own."""
+    return feed if options.cache_latents else encoding_feed(PixelLoader(), model)
+
+
 def cached_feed(cache: LatentCache, device: torch.device) -> Feed:
     """Latents out of the cache."""
 

@@ -16,7 +16,8 @@ from backend.train.listing import list_samples
 from backend.train.loss import masked, per_sample, sample_weights, weighted_share
 from backend.train.noise import disturbed, draw_timesteps, training_noise
 from backend.train.optimizers import at_rest, effective_rates, set_rates
-from backend.train.progress import Progress
+from backend.train.progress import Done, Gauges, Progress
+from backend.train.readings import limit_gradients, memory, weight_norms
 from backend.train.saving import save_epoch, save_network, save_step
 from backend.train.setup import Run, prepare
 from backend.train.stop import StopRequest
@@ -78,8 +79,7 @@ def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> T
         run.accelerator.backward(share)
         loss += share.detach()
     run.network.set_multiplier(1.0)
-    if run.config.optim.max_grad_norm:
-        run.accelerator.clip_grad_norm_(run.parameters, run.config.optim.max_grad_norm)
+    run.gradient_norm = limit_gradients(run.accelerator, run.parameters, run.config.optim.max_grad_norm)
     run.optimizer.step()
     run.optimizer.zero_grad()
     if run.config.network.scale_weight_norms:
@@ -95,7 +95,7 @@ def train(run: Run) -> Progress:
         KeyboardInterrupt: SIGINT or SIGTERM came; the step in hand was finished and the network saved.
     """
     events.emit("phase", name="training", step=0, total=run.total_steps)
-    progress = Progress(run.total_steps, run.epochs)
+    progress = follow(run)
     step = 0
     try:
         with StopRequest() as stop:
@@ -107,12 +107,16 @@ def train(run: Run) -> Progress:
                 for micro_batches in grouped(fed, run.config.optim.gradient_accumulation_steps):
                     loss = training_step(run, step, micro_batches)
                     step += 1
-                    progress.step(step, epoch + 1, loss, current_rates(run))
+                    pictures = sum(len(batch.items) for batch, *_ in micro_batches)
+                    progress.step(Done(step, epoch + 1, loss, current_rates(run), run.gradient_norm, pictures))
                     after_step(run, progress, step, epoch + 1)
                     if step == run.total_steps:
                         break
                     if stop.asked:
                         stop_early(run, progress, step, epoch)
+                progress.epoch_done(step, epoch + 1)
+                if run.validation.after_epoch(epoch + 1, step, step == run.total_steps):
+                    validate(run, progress, step, epoch + 1)
                 with progress.paused(), at_rest(run.optimizer):
                     after_epoch(run, progress, step, epoch + 1)
     finally:
@@ -122,6 +126,8 @@ def train(run: Run) -> Progress:
 
 def after_step(run: Run, progress: Progress, step: int, epoch: int) -> None:
     """Save and sample where it is time for that after `step` steps, in epoch `epoch`."""
+    if run.validation.after_step(step):
+        validate(run, progress, step, epoch)
     saving, sampling = run.saves.after_step(step), run.sampling.after_step(step)
     if not (saving or sampling):
         return
@@ -131,6 +137,24 @@ def after_step(run: Run, progress: Progress, step: int, epoch: int) -> None:
             save_step(run, step, epoch)
         if sampling:
             run.sampling.draw(run.model, run.network, run.accelerator, step, f"{step:06d}")
+
+
+def follow(run: Run) -> Progress:
+    """What tells how the run goes."""
+    gauges = Gauges(lambda: weight_norms(run.network.adapters()), lambda: memory(run.accelerator.device))
+    batches = run.training_set.batches_per_epoch()
+    window = -(-batches // run.config.optim.gradient_accumulation_steps)
+    return Progress(run.total_steps, run.epochs, window, run.logs, gauges)
+
+
+def validate(run: Run, progress: Progress, step: int, epoch: int) -> None:
+    """Take the loss on the held out pictures after `step` steps, in epoch `epoch`, and tell it."""
+    progress.settle()
+    with progress.paused(), at_rest(run.optimizer):
+        events.emit("phase", name="validating", step=step, total=run.total_steps)
+        found = run.validation.loss(run.model, run.network, run.objective.diffusion, run.accelerator)
+        progress.validated(found, step, epoch)
+        events.emit("phase", name="training", step=step, total=run.total_steps)
 
 
 def after_epoch(run: Run, progress: Progress, step: int, epoch: int) -> None:

@@ -17,6 +17,7 @@ from backend.generate.pipeline import Encode, decode, denoise, resolve
 from backend.generate.prompts import Request, read_prompts
 from backend.terminal import say, warn
 from backend.train.outputs import Outputs
+from backend.train.validation import in_evaluation
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,14 @@ class Sampling:
             step: steps done.
             moment: how the file names call it, such as `e000002`.
         """
-        modes = [(module, module.training) for module in (model.unet, *model.text_encoders, network)]
         home = next(model.vae.parameters()).device
         model.vae.to(accelerator.device)
-        for module, _ in modes:
-            module.eval()
         try:
-            drawn = sum(self._draw_one(model, accelerator, step, moment, index) for index in range(len(self.requests)))
+            with in_evaluation(model.unet, *model.text_encoders, network):
+                indices = range(len(self.requests))
+                drawn = sum(self._draw_one(model, accelerator, step, moment, index) for index in indices)
         finally:
             model.vae.to(home)
-            for module, mode in modes:
-                module.train(mode)
         say(f"Drew {drawn} sample pictures at step {step}")
 
     def _draw_one(self, model: Model, accelerator: Accelerator, step: int, moment: str, index: int) -> bool:
@@ -92,7 +90,7 @@ class Sampling:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warn(f"sample picture {index + 1} at step {step} failed and is left out: {reason}")
             return False
-        events.emit("sample", path=str(path), prompt=request.prompt, step=step, index=index)
+        events.emit("sample", path=str(path), prompt=request.prompt, step=step, index=index, seed=request.seed)
         return True
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from backend import events
@@ -27,7 +27,8 @@ from backend.terminal import bar, say, warn
 from backend.train.build import make_network
 from backend.train.description import describe_file
 from backend.train.device import compile_model, make_accelerator, network_dtype, place_model, shrink_model
-from backend.train.feed import Feed, check_pixels, make_feed, open_caches
+from backend.train.feed import Feed, check_pixels, make_feed, open_caches, validation_feed
+from backend.train.logs import Logs, check_logs, make_logs
 from backend.train.loss import Objective, make_objective
 from backend.train.noise import diffusion_of
 from backend.train.optimizers import check_optimizer, check_rates, make_optimizer, notes
@@ -35,6 +36,7 @@ from backend.train.outputs import Outputs, SavePlan, write_text
 from backend.train.samples import Sampling, make_sampling, wanted
 from backend.train.schedules import Rates, make_rates
 from backend.train.text import CaptionEncoder, KnownCaptions, encode_all, stored_captions
+from backend.train.validation import Validation, check_validation, make_validation, split_of
 
 VAE_FIELDS = {"sd_model_name": "vae_name", "sd_model_hash": "vae_hash", "new_sd_model_hash": "new_vae_hash"}
 
@@ -52,6 +54,9 @@ class Run:
         description: what the file says of itself, by ModelSpec's names.
         total_steps, epochs: length of the run.
         started_at: unix time.
+        validation: what is looked at of the held out pictures, and when.
+        logs: what curves are written to.
+        gradient_norm: of the newest step, before clipping, still on the device.
         saved_epochs, saved_steps: where this run has saved on the way, as far as the files are still there.
     """
 
@@ -75,8 +80,11 @@ class Run:
     total_steps: int
     epochs: int
     started_at: float
+    validation: Validation
+    logs: Logs
     saved_epochs: list[int] = field(default_factory=list)
     saved_steps: list[int] = field(default_factory=list)
+    gradient_norm: Tensor | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -91,20 +99,30 @@ class Run:
         return model_hashes(self.model.source) | other
 
 
-def prepare(config: TrainNetwork) -> Run:
-    """Check, load and build, cheapest first, so that a mistake shows before a model has been loaded.
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a run before a model has been loaded."""
+
+    config: TrainNetwork
+    seed: int
+    outputs: Outputs
+    caches: Caches | None
+    training_set: TrainingSet
+    description: dict[str, str]
+    total_steps: int
+    epochs: int
+
+
+def check(config: TrainNetwork) -> Checked:
+    """Everything that can be judged without the model, cheapest first.
 
     Raises:
-        UserError: anything in the config, the dataset, the model or the outputs that cannot work.
+        UserError: anything in the config, the dataset or the outputs that cannot work.
     """
-    started_at = time.time()
     outputs = Outputs(config.save.output_dir, config.save.output_name, config.save.save_model_as)
     outputs.prepare(config.save.overwrite)
     config, seed = with_seed(config)
-    datasets = dataset_of(config.data, config.dataset_defaults.keys())
-    check_pixels(config.data, datasets)
-    caches = open_caches(config.data)
-    training_set = TrainingSet.scan(datasets, caches)
+    check_logs(config.logs)
     wanted(config.samples)
     description = describe_file(config.description)
     optim = config.optim
@@ -112,32 +130,55 @@ def prepare(config: TrainNetwork) -> Run:
     for path in (config.network.network_weights, *config.network.base_weights):
         if path is not None:
             read_lora(path)
+    datasets = dataset_of(config.data, config.dataset_defaults.keys())
+    check_pixels(config.data, datasets)
+    caches = open_caches(config.data)
+    training_set = TrainingSet.scan(datasets, caches, split_of(config.validation, seed))
+    check_validation(config.validation, training_set)
     for warning in (*training_set.warnings, *notes(optim, torch.cuda.is_available())):
         warn(warning)
     check_captions(config, training_set)
     total_steps, epochs = length(config, training_set.batches_per_epoch())
     check_rates(optim.optimizer, make_rates(optim, total_steps, [optim.learning_rate]), total_steps)
-    training_set = replace(training_set, pace=Pace(config.optim.gradient_accumulation_steps, total_steps))
+    training_set = replace(training_set, pace=Pace(optim.gradient_accumulation_steps, total_steps))
+    return Checked(config, seed, outputs, caches, training_set, description, total_steps, epochs)
 
-    accelerator, dtype = make_accelerator(config.speed)
-    events.emit("phase", name="loading", step=0, total=1)
-    say(f"Loading {config.model.pretrained_model_name_or_path}")
+
+def load(config: TrainNetwork) -> Model:
+    """The base model as the options want it, its line of notes told."""
     source = config.model.pretrained_model_name_or_path
+    events.emit("phase", name="loading", step=0, total=1)
+    say(f"Loading {source}")
     model = load_model(source, config.model.revision, LoadOptions.of(config.model), dtype=None)
     model.weighted_captions = config.data.weighted_captions
     for note in model.notes:
         warn(note)
     if config.noise.zero_terminal_snr:
         end_in_noise(model)
+    return model
+
+
+def prepare(config: TrainNetwork) -> Run:
+    """Check, load and build, cheapest first, so that a mistake shows before a model has been loaded.
+
+    Raises:
+        UserError: anything in the config, the dataset, the model or the outputs that cannot work.
+    """
+    started_at = time.time()
+    checked = check(config)
+    config, seed, training_set, optim = checked.config, checked.seed, checked.training_set, checked.config.optim
+    accelerator, dtype = make_accelerator(config.speed)
+    device = accelerator.device
+    model = load(config)
     objective = make_objective(config.noise, diffusion_of(model.scheduler))
-    sampling = make_sampling(config.samples, model, outputs, seed)
-    place_model(model, config, accelerator.device, dtype)
+    sampling = make_sampling(config.samples, model, checked.outputs, seed)
+    place_model(model, config, device, dtype)
     # Before the latents, which take time: a network that does not fit the model is refused here.
     network = make_network(config, model, seed)
-    network.to(accelerator.device, dtype=network_dtype(config.speed, dtype))
+    network.to(device, dtype=network_dtype(config.speed, dtype))
     shrink_model(model, config.speed)
     compile_model(model, config.speed)
-    feed = make_feed(config.data, training_set, model, accelerator.device, caches)
+    feed = make_feed(config.data, training_set, model, device, checked.caches)
     if config.data.cache_latents and not sampling.requests:
         model.vae = nn.Module()  # nothing needs it any more, so its memory is given back
 
@@ -148,10 +189,13 @@ def prepare(config: TrainNetwork) -> Run:
     encode_captions = CaptionEncoder(model, captions_vary(config, training_set, [group.name for group in groups]))
     if config.data.cache_text_encoder_outputs:
         with accelerator.autocast():
-            kept = caches if config.data.cache_text_encoder_outputs_to_disk else None
-            encode_captions = drop_text_encoders(model, training_set, sampling, seed, accelerator.device, kept)
+            kept = checked.caches if config.data.cache_text_encoder_outputs_to_disk else None
+            encode_captions = drop_text_encoders(model, training_set, sampling, seed, device, kept)
         sampling = replace(sampling, encode=encode_captions)
-    write_text(outputs.config, resolved_toml(config))
+    apart = validation_feed(feed, config.data, model)
+    # An encoder of its own, which remembers nothing: what training finds remembered must not hang on validation.
+    encode = encode_captions if isinstance(encode_captions, KnownCaptions) else CaptionEncoder(model, trained=True)
+    write_text(checked.outputs.config, resolved_toml(config))
     return Run(
         config=config,
         seed=seed,
@@ -165,14 +209,16 @@ def prepare(config: TrainNetwork) -> Run:
         optimizer=optimizer,
         group_names=tuple(group.name for group in groups),
         peaks=tuple(group.lr for group in groups),
-        rates=make_rates(optim, total_steps, [group.lr for group in groups]),
+        rates=make_rates(optim, checked.total_steps, [group.lr for group in groups]),
         sampling=sampling,
-        outputs=outputs,
-        saves=SavePlan.of(config.save, epochs),
-        description=description,
-        total_steps=total_steps,
-        epochs=epochs,
+        outputs=checked.outputs,
+        saves=SavePlan.of(config.save, checked.epochs),
+        description=checked.description,
+        total_steps=checked.total_steps,
+        epochs=checked.epochs,
         started_at=started_at,
+        validation=make_validation(config.validation, training_set, seed, apart, encode),
+        logs=make_logs(config, started_at),
     )
 
 
@@ -220,7 +266,8 @@ def drop_text_encoders(
 
     With `caches` those of an earlier run are taken from beside the first picture, and new ones kept there.
     """
-    captions = [item.caption for batch in training_set.epoch_batches(seed, 0) for item in batch.items]
+    batches = (*training_set.epoch_batches(seed, 0), *training_set.validation_batches(seed))
+    captions = [item.caption for batch in batches for item in batch.items]
     texts = list(dict.fromkeys([*captions, *sampling.texts]))
     stored = None
     if caches is not None:

@@ -12,23 +12,27 @@ from backend.families.original import sd1_config
 from backend.generate.pipeline import denoise
 from backend.generate.prompts import Request
 from backend.generate.samplers import SAMPLERS, make_solver, multistep_coefficient
+from backend.train.noise import diffusion_of
 
 SCHEDULER = sd1_config()["scheduler"]
 ALPHAS = diffusers.DDPMScheduler.from_config(SCHEDULER).alphas_cumprod.double()
 
 
-def kept(timesteps: torch.Tensor) -> torch.Tensor:
+ZERO_SNR = SCHEDULER | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+
+
+def kept(timesteps: torch.Tensor, alphas: torch.Tensor = ALPHAS) -> torch.Tensor:
     """Share of the signal's variance; between two time steps the noise level is interpolated linearly."""
-    sigmas = ((1 - ALPHAS) / ALPHAS).sqrt().numpy()
+    sigmas = ((1 - alphas) / alphas).sqrt().numpy()
     at = np.interp(timesteps.double().numpy(), np.arange(len(sigmas)), sigmas)
     return torch.from_numpy(1 / (1 + at**2)).float().view(-1, 1, 1, 1)
 
 
-def knowing_model(model, picture, prediction_type="epsilon"):
+def knowing_model(model, picture, prediction_type="epsilon", alphas=ALPHAS):
     """The model of a world in which `picture` is the only latent: it predicts exactly what was added."""
 
     def predict(_model, noisy, timesteps, _conditioning):
-        share = kept(timesteps)
+        share = kept(timesteps, alphas)
         noise = (noisy - share.sqrt() * picture) / (1 - share).sqrt()
         return noise if prediction_type == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * picture
 
@@ -49,6 +53,27 @@ def test_a_model_that_knows_gets_its_picture(model, name, prediction_type) -> No
     # Those that end on the lowest trained noise level instead of none keep a thirtieth of noise.
     assert (found - picture).abs().max() < 0.15
     assert (found - picture).square().mean().sqrt() < 0.04
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_model_trained_down_to_pure_noise_is_sampled_on_its_own_schedule(model, name) -> None:
+    # Algorithm 1 of arXiv 2305.08891, written out; the trainer's schedule is the same.
+    roots = ALPHAS.sqrt()
+    stretched = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])).square()
+    trained = diffusion_of(ZERO_SNR).alphas_cumprod
+    torch.testing.assert_close(trained.double(), stretched, rtol=1e-4, atol=1e-9)
+    solver = make_solver(name, ZERO_SNR)
+    own = getattr(solver, "euler", solver).alphas_cumprod.double()
+    torch.testing.assert_close(own[:-1], stretched[:-1], rtol=2e-3, atol=1e-7)
+    assert 0 < own[-1] < 1e-7
+    solver.set_timesteps(12)
+    assert float(solver.timesteps[0]) == 999
+    # And a model that knows gets its picture.
+    picture = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    request = Request("", width=64, height=64, steps=12, scale=1, sampler=name, seed=1)
+    knowing = knowing_model(model, picture, "v_prediction", own)
+    right = denoise(replace(knowing, scheduler=ZERO_SNR), request, [1, 2])
+    assert (right - picture).square().mean().sqrt() < 0.05
 
 
 def test_guidance_moves_away_from_the_negative(model) -> None:

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,11 +22,14 @@ from backend.config.base import read_toml, resolve, values
 from backend.config.train import TrainNetwork
 from backend.errors import UserError
 from backend.generate.images import read_parameters
-from backend.generate.pipeline import denoise
+from backend.generate.pipeline import GenerationModel, denoise
+from backend.generate.prompts import Request, parse_line
 from backend.lora.file import read_lora
 from backend.lora.metadata import file_hashes
 from backend.train.loop import run, train
+from backend.train.noise import diffusion_of
 from backend.train.setup import length, prepare, with_seed
+from tests.train.conftest import copy_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -324,3 +329,26 @@ def test_a_stopped_run_finishes_its_step_and_saves(config_of, tmp_path, dataset,
     step = int(re.fullmatch(r"test-step(\d{8})\.safetensors", saved.name).group(1))
     assert f"Stopped after step {step} of 500" in output and "Traceback" not in output
     assert read_lora(saved).metadata["ss_steps"] == str(step)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "zero snr"])
+def test_a_sample_is_what_gen_img_draws_with_the_saved_file(run_of, model, tmp_path, prediction) -> None:
+    changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True} if prediction != "epsilon" else {}
+    changed = replace(model, scheduler=model.scheduler | changes)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red disc --d 3 --s 4 --n blurry\n", encoding="utf-8")
+    options = {"learning_rate": 1e-2, "max_train_steps": 3, "sample_prompts": str(prompts), "sample_every_n_steps": 3}
+    run = run_of(**options)
+    run.model.scheduler = run.model.scheduler | changes
+    run.objective.diffusion = diffusion_of(run.model.scheduler)
+    train(run)
+    (path,) = (run.outputs.folder / "sample").iterdir()
+    drawn = GenerationModel(copy_of(changed))
+    request = parse_line("a red disc --d 3 --s 4 --n blurry", Request(""))
+    (plain,) = drawn.generate(request)
+    drawn.set_loras([(run.outputs.final, 1.0)])
+    (expected,) = drawn.generate(request)
+    with Image.open(path) as picture:
+        found = np.asarray(picture).astype(int)
+    assert np.abs(found - np.asarray(expected)).max() <= 1
+    assert np.abs(found - np.asarray(plain)).max() > 3

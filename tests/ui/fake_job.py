@@ -13,6 +13,8 @@ from PIL import Image
 from backend import events
 from tests.ui import fake_tool
 
+PROMPTS = ("<img src=x onerror=alert(1)>", "a round red zorgon monster with two eyes and horns on a green background")
+
 
 def main(folder: Path) -> int:
     """Train nothing, with the steps of the config; a comment of "stubborn" does not stop, "broken" fails."""
@@ -36,15 +38,20 @@ def main(folder: Path) -> int:
         if asked and comment != "stubborn":
             break
         events.emit(
-            "progress", step=step, total=total, epoch=1, epochs=2, loss=0.2 + 1 / (step + 1), lr={"unet": 1e-3},
-            seconds_per_step=0.02, seconds_left=0.02 * (total - step),
+            "progress", step=step, total=total, epoch=1, epochs=2, loss=0.2 + 1 / (step + 1), loss_average=0.3,
+            lr={"unet": 1e-3 * (1 - step / total), "text_encoder": 1e-4}, gradient_norm=0.1 + 1 / step,
+            weight_norm={"mean": step / total, "max": 2 * step / total}, memory={"process": 1_500_000_000},
+            seconds_per_step=0.02, pictures_per_second=200.0, seconds_left=0.02 * (total - step),
         )  # fmt: skip
+        if step % 25 == 0:
+            events.emit("validation", step=step, epoch=1, loss=0.4 + 1 / (step + 9), by_timestep={"200": 0.1})
         print(f"step {step}/{total}", flush=True)
-        if step % 20 == 10 and step < 100:
-            picture = output / "sample" / f"picture-{step}.png"
-            picture.parent.mkdir(exist_ok=True)
-            Image.new("RGB", (64, 64), (step, 128, 128)).save(picture)
-            events.emit("sample", path=str(picture), prompt="<img src=x onerror=alert(1)>", step=step, index=0)
+        if step % 20 == 10 and step < 300:
+            for index, prompt in enumerate(PROMPTS):
+                picture = output / "sample" / f"picture-{step}-{index}.png"
+                picture.parent.mkdir(exist_ok=True)
+                Image.new("RGB", (64, 64), (step % 256, 128, 60 * index)).save(picture)
+                events.emit("sample", path=str(picture), prompt=prompt, step=step, index=index, seed=7 + index)
     whole = step == total
     name = save.get("output_name", "last")
     file = output / f"{name if whole else f'{name}-step{step:08d}'}.safetensors"

@@ -21,6 +21,14 @@ def test_shipped_prompts_are_named_as_they_are_shipped_and_others_kept_once(tmp_
     assert [file.name for file in (tmp_path / "prompts").iterdir()] == [Path(path).name]
 
 
+def test_files_of_tables_are_shown_and_kept_by_their_names(tmp_path: Path) -> None:
+    shown, kept = _codec(Workspace(tmp_path))
+    for name in ("mine.toml", "mine.JSON"):
+        (tmp_path / name).write_text('[prompt]\nprompt = "a"', encoding="utf-8")
+        path = str(tmp_path / name)
+        assert shown(path) == kept(f" {path} ") == path
+
+
 def test_prompts_that_do_not_fit_on_the_disk_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, kept = _codec(Workspace(tmp_path))
 

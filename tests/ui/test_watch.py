@@ -13,7 +13,7 @@ from backend.workspace import Workspace
 from tabs import watch as watching
 from tabs.status import status_html
 from tabs.text import duration, problem_list, speed
-from tabs.watch import Watch, follow, smooth, thin
+from tabs.watch import Sample, Watch, follow, smooth, thin
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_samples_outside_the_jobs_folder_are_not_shown(jobs: Jobs, job: Job, tmp
         tell(job, {"event": "sample", "path": str(path), "prompt": "p", "step": 4})
     watch = Watch(job.id)
     follow(jobs, watch, job)
-    assert watch.samples == [(str(job.output / "inside.png"), "step 4: p")]
+    assert watch.samples == {0: {4: Sample(str(job.output / "inside.png"), "p", "")}}
 
 
 def test_very_many_losses_are_thinned_and_stay_true(jobs: Jobs, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

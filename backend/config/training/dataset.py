@@ -16,8 +16,10 @@ from backend.config.declare import Option, Section, section_leaves
 
 # Keys whose flag has another name.
 FLAGS: Mapping[str, str] = {"batch_size": "train_batch_size", "num_repeats": "dataset_repeats"}
+# Keys whose flags stand in the run's section of validation.
+VALIDATION = ("validation_split", "validation_seed")
 # Keys that say something of one dataset or folder, so that there is no flag of them.
-TOML_ONLY = (*SUBSET_ONLY, "class_tokens", "custom_attributes", "network_multiplier")
+TOML_ONLY = (*SUBSET_ONLY, "class_tokens", "custom_attributes", "network_multiplier", *VALIDATION)
 
 
 class _Flags(Section):

@@ -15,8 +15,8 @@ class Samples(Section):
     """Sample pictures."""
 
     sample_prompts: Annotated[Path | None, Option(widget="file")] = None
-    """Text file with one prompt a line; each may end in --w --h --s (steps) --l (guidance) --d (seed)
-    --n (negative)."""
+    """Text file with one prompt a line; each may end in --w --h --s (steps) --l (guidance) --d (seed) --ss (sampler)
+    --n (negative). Or a .toml or .json file of prompts as sd-scripts has them."""
 
     sample_every_n_epochs: int | None = Field(None, ge=1)
     """Draw the sample pictures after every so many epochs."""
