@@ -55,7 +55,7 @@ SETS, PIXELS, DISK = (
     "tests/data_pieces/test_disk_cache.py",
 )
 FLAGS_OF_SETS, SAVING = "tests/config/test_config_dataset_flags.py", "tests/train/test_saving.py"
-DATA = "tests/data_pieces"
+DATA, VALIDATION, LOGGING = "tests/data_pieces", "tests/train/test_validation.py", "tests/train/test_logging.py"
 SPACES = {"dataset.caption_separator": " "}
 EXPONENTIAL = {"lr_scheduler_type": "torch.optim.lr_scheduler.ExponentialLR", "lr_scheduler_args": ["gamma=0.5"]}
 # Captions of several parts: "a green disc on red" taken apart at its spaces.
@@ -191,7 +191,7 @@ PROOFS: dict[str, Proof] = {
     "metadata_thumbnail": elsewhere(f"{SAVING}::test_a_thumbnail_is_a_small_copy"),
     "metadata_merged_from": Proof({"metadata_merged_from": "A"}, "kinds"),
     "metadata_preprocessor": Proof({"metadata_preprocessor": "A"}, "kinds"),
-    "metadata_is_negative_embedding": Proof({"metadata_is_negative_embedding": True}, "kinds"),
+    "metadata_is_negative_embedding": Proof({"metadata_is_negative_embedding": "true"}, "kinds"),
     "training_comment": elsewhere(f"{RUN}::test_the_file_tells_how_it_was_trained"),
     "no_metadata": Proof({"no_metadata": True}, "kinds"),
     "overwrite": elsewhere(f"{RUN}::test_existing_outputs_are_refused_before_anything_is_loaded"),
@@ -201,7 +201,22 @@ PROOFS: dict[str, Proof] = {
     "sample_every_n_steps": elsewhere(f"{RUN}::test_sampling_by_epochs_wins_over_steps"),
     "sample_at_first": elsewhere(f"{RUN}::test_sample_pictures_change_nothing_in_training"),
     "sample_sampler": elsewhere(f"{RUN}::test_sample_pictures_change_nothing_in_training"),
+    # Validation and logs
+    "validation_split": elsewhere(f"{VALIDATION}::test_validating_leaves_training_as_it_is_bit_for_bit"),
+    "validation_seed": elsewhere(f"{VALIDATION}::test_the_choice_hangs_on_seed_and_contents_alone"),
+    "validate_every_n_steps": elsewhere(f"{VALIDATION}::test_when_it_is_taken"),
+    "validate_every_n_epochs": elsewhere(f"{VALIDATION}::test_when_it_is_taken"),
+    "max_validation_steps": elsewhere(f"{VALIDATION}::test_the_loss_is_told_and_the_file_knows_of_it"),
+    "logging_dir": elsewhere(f"{LOGGING}::test_logging_changes_no_loss"),
+    "log_with": elsewhere(f"{LOGGING}::test_wandb_is_told_the_same_curves"),
+    "log_prefix": elsewhere(f"{LOGGING}::test_tensorboard_reads_the_run_back"),
+    "log_tracker_name": elsewhere(f"{LOGGING}::test_tensorboard_reads_the_run_back"),
+    "log_tracker_config": elsewhere(f"{LOGGING}::test_tensorboard_reads_the_run_back"),
+    "wandb_run_name": elsewhere(f"{LOGGING}::test_wandb_is_told_the_same_curves"),
+    "log_config": elsewhere(f"{LOGGING}::test_tensorboard_reads_the_run_back"),
     # The dataset toml
+    "dataset.validation_split": elsewhere(f"{VALIDATION}::test_a_datasets_own_split_counts_before_the_runs"),
+    "dataset.validation_seed": elsewhere(f"{VALIDATION}::test_a_datasets_own_split_counts_before_the_runs"),
     "dataset.resolution": Proof({"dataset.resolution": 96}, f"pictures sizes captions latents conditioning {NOISE}"),
     "dataset.batch_size": Proof(
         {"dataset.batch_size": 1}, f"pictures sizes captions latents times conditioning {NOISE}"

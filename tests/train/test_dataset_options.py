@@ -251,3 +251,12 @@ def test_the_step_in_hand_is_left_at_full_strength(run_of) -> None:
     prepared = run_of()
     training_step(prepared, 0, first_group(prepared))
     assert {adapter.multiplier for adapter in prepared.network.adapters()} == {1.0}
+
+
+def test_attributes_of_ones_own_are_kept_in_the_file(run_of, dataset) -> None:
+    run = run_of(
+        dataset_config=str(dataset(2, extra='custom_attributes = {artist = "me", size = 3}')), max_train_steps=1
+    )
+    train(run)
+    described = json.loads(read_lora(run.outputs.final).metadata["ss_datasets"])
+    assert described[0]["subsets"][0]["custom_attributes"] == {"artist": "me", "size": 3}
