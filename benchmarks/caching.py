@@ -89,7 +89,7 @@ def start(options: argparse.Namespace) -> None:
         return model.family.encode_images(model, pixels)
 
     store = DiskStore(caches, identity([model.vae], model.vae.config))
-    cache_latents(training_set, encode, options.vae_batch_size, progress, store=store)
+    cache_latents(training_set, encode, options.vae_batch_size, progress, store=store, workers=min(4, cpu_count()))
     after, ended = os.times(), time.perf_counter()
     print(
         json.dumps(

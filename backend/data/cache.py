@@ -1,7 +1,8 @@
 """The latent cache: every picture encoded once before training starts, kept in memory or on the disk."""
 
+import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +25,9 @@ Loaded = tuple[Tensor, Tensor | None]
 
 # Batches decoded ahead of the encoder: enough to keep the threads busy, few enough to keep memory flat.
 _AHEAD = 2
+# Pictures of this many pixels in all are encoded at the same time on a CPU, so that memory is never more than one large
+# picture needs.
+PIXELS_AT_ONCE = 1024 * 1024
 
 
 class Entry(NamedTuple):
@@ -31,6 +35,9 @@ class Entry(NamedTuple):
 
     latent: Tensor
     mask: Tensor | None = None
+
+
+Encoded = tuple[Picture, bool, Entry]
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,7 @@ def cache_latents(
     progress: Callable[[int, int], None] | None = None,
     dtype: torch.dtype = torch.float32,
     store: DiskStore | None = None,
+    workers: int = 1,
 ) -> LatentCache:
     """Encode every picture of a set, held out or not, and its mirror image where the subset has `flip_aug`.
 
@@ -153,6 +161,8 @@ def cache_latents(
         progress: told (pictures done, pictures in all) after each batch.
         dtype: of the cached latents; they are kept on the CPU.
         store: where latents of earlier runs are, and new ones go; left out, all are kept in memory.
+        workers: most batches that are encoded at the same time, fewer where they are large. On a CPU several small
+            batches side by side, each with its share of the threads, are encoded much faster than one after the other.
 
     Returns:
         The full cache.
@@ -172,11 +182,16 @@ def cache_latents(
         done = len(pictures) - len(to_encode)
         if progress and not to_encode:
             progress(done, len(pictures))
-        for group, loaded in _decoded(pool, list(_groups(to_encode, batch_size))):
-            for flip in (False, True):
-                members = [i for i, picture in enumerate(group) if (_key(picture), flip) in missing]
-                _encode_into(cache, encode, [(group[i], *loaded[i]) for i in members], flip)
-            done += len(group)
+        groups = list(_groups(to_encode, batch_size))
+        most = max((len(group) * math.prod(group[0].bucket) for group in groups), default=1)
+
+        def work(group: list[Picture], loaded: list[Loaded]) -> list[Encoded]:
+            return _encode_group(encode, cache.dtype, group, loaded, missing)
+
+        for encoded in _worked(work, _decoded(pool, groups), min(workers, max(1, PIXELS_AT_ONCE // most))):
+            for picture, flip, entry in encoded:
+                cache.put(picture, flip, *entry)
+            done += len({_key(picture) for picture, _, _ in encoded})
             if progress:
                 progress(done, len(pictures))
     if store is not None:
@@ -189,19 +204,54 @@ def _key(picture: Picture) -> _Key:
     return picture.path, picture.resized, picture.bucket, picture.interpolation, mask
 
 
-def _encode_into(
-    cache: LatentCache,
+@torch.no_grad()
+def _encode_group(
     encode: Callable[[Tensor], Tensor],
-    members: Sequence[tuple[Picture, Tensor, Tensor | None]],
-    flip: bool,
-) -> None:
-    if not members:
+    dtype: torch.dtype,
+    group: Sequence[Picture],
+    loaded: Sequence[Loaded],
+    missing: Collection[tuple[_Key, bool]],
+) -> list[Encoded]:
+    """The latents of a group that are missing, upright and mirrored."""
+    found: list[Encoded] = []
+    for flip in (False, True):
+        members = [i for i, picture in enumerate(group) if (_key(picture), flip) in missing]
+        if not members:
+            continue
+        pixels = torch.stack([loaded[i][0] for i in members])
+        latents = encode(pixels.flip(-1) if flip else pixels).to("cpu", dtype)
+        for i, latent in zip(members, latents, strict=True):
+            mask = loaded[i][1]
+            # Cloned one by one, so that no latent holds the memory of its whole batch.
+            entry = Entry(latent.clone(), mask.flip(-1) if flip and mask is not None else mask)
+            found.append((group[i], flip, entry))
+    return found
+
+
+def _worked(
+    work: Callable[[list[Picture], list[Loaded]], list[Encoded]],
+    decoded: Iterable[tuple[list[Picture], list[Loaded]]],
+    workers: int,
+) -> Iterator[list[Encoded]]:
+    """What `work` makes of each group, in their order, by so many threads; by this one where there is one worker."""
+    if workers == 1:
+        for group, loaded in decoded:
+            yield work(group, loaded)
         return
-    pixels = torch.stack([pixels for _, pixels, _ in members])
-    latents = encode(pixels.flip(-1) if flip else pixels).to("cpu", cache.dtype)
-    for (picture, _, mask), latent in zip(members, latents, strict=True):
-        # Cloned one by one, so that no latent holds the memory of its whole batch.
-        cache.put(picture, flip, latent.clone(), mask.flip(-1) if flip and mask is not None else mask)
+    threads = torch.get_num_threads()
+    waiting: deque[Future[list[Encoded]]] = deque()
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),)) as pool:
+        try:
+            for group, loaded in decoded:
+                waiting.append(pool.submit(work, group, loaded))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            torch.set_num_threads(threads)
 
 
 def _load(picture: Picture) -> Loaded:

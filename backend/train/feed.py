@@ -20,6 +20,8 @@ from backend.families.model import Model
 from backend.terminal import bar
 
 MOST_WORKERS = 8
+# On a CPU, where one picture does not keep many cores busy.
+MOST_ENCODERS = 4
 # Options of a subset whose draws cached latents cannot follow.
 DRAWN_ANEW = ("color_aug", "random_crop", "face_crop_aug_range")
 
@@ -96,7 +98,8 @@ def make_feed(
         return model.family.encode_images(model, pixels)
 
     with bar("caching latents") as report:
-        cache = cache_latents(training_set, encode, options.vae_batch_size, report, store=store)
+        workers = min(MOST_ENCODERS, cpu_count()) if device.type == "cpu" else 1
+        cache = cache_latents(training_set, encode, options.vae_batch_size, report, store=store, workers=workers)
     model.vae.to("cpu")
     return cached_feed(cache, device)
 

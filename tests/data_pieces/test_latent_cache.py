@@ -191,3 +191,46 @@ def test_a_failing_encoder_ends_the_caching(training_set):
 
     with pytest.raises(RuntimeError, match="out of memory"):
         cache_latents(training_set, encode)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_several_encoders_give_what_one_gives_in_the_same_order(training_set, batch_size):
+    told, threads = [], torch.get_num_threads()
+    one = cache_latents(training_set, Encoder(), batch_size)
+    many = cache_latents(training_set, Encoder(), batch_size, lambda *done: told.append(done), workers=3)
+    assert torch.get_num_threads() == threads and len(one) == len(many)
+    for picture in training_set.pictures:
+        for flip in (False, True)[: 1 + picture.flip_aug]:
+            assert torch.equal(one.get(picture, flip), many.get(picture, flip))
+    assert told == sorted(told) and told[-1][0] == told[-1][1]
+
+
+def test_encoders_work_side_by_side_where_pictures_are_small(draw, scan, monkeypatch):
+    """Two batches are in the encoder at the same time, and never two large ones."""
+    for i in range(4):
+        draw(f"train/{i}.png", (16, 16), "a")
+    found = scan('[[datasets]]\nresolution = 16\n[[datasets.subsets]]\nimage_dir = "train"\n')
+    together = threading.Barrier(2)
+
+    def encode(pixels):
+        together.wait(10)
+        return Encoder()(pixels)
+
+    cache_latents(found, encode, workers=2)
+    monkeypatch.setattr(cache_module, "PIXELS_AT_ONCE", 16 * 16)
+    names = set()
+
+    def alone(pixels):
+        names.add(threading.get_ident())
+        return Encoder()(pixels)
+
+    cache_latents(found, alone, workers=2)
+    assert names == {threading.get_ident()}
+
+
+def test_an_encoder_that_fails_beside_others_ends_the_caching(training_set):
+    def encode(pixels):
+        raise RuntimeError("out of paint")
+
+    with pytest.raises(RuntimeError, match="out of paint"):
+        cache_latents(training_set, encode, workers=3)
