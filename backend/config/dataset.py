@@ -4,6 +4,7 @@ A value is looked up in the subset, then its dataset, then `[general]`, then the
 options here are flags of `train_network` too (backend/config/training/dataset.py).
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class SubsetOptions(Section):
     @classmethod
     def _beside_the_metadata(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and isinstance(data.get("metadata_file"), str | Path) and "image_dir" not in data:
-            return {**data, "image_dir": Path(data["metadata_file"]).expanduser().parent}
+            return {**data, "image_dir": Path(os.path.expanduser(data["metadata_file"])).parent}
         return data
 
     @field_validator("custom_attributes")

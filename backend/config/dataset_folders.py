@@ -54,7 +54,7 @@ def numbered_folders(folder: Path, option: str, is_reg: bool, warnings: list[str
         UserError: there is no such folder, or no folder in it with such a name.
     """
     try:
-        entries = sorted(path for path in folder.expanduser().iterdir() if not path.name.startswith("."))
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}", option) from error
     subsets: list[dict[str, Any]] = []

@@ -10,6 +10,7 @@ and `Annotated[type, Option(...)]` says what a type and its bounds cannot. Types
 Path, Literal, a tuple of these, `dict[str, Any]` for a table of key=value, and `X | None` with the default None.
 """
 
+import os
 import re
 import types
 from collections.abc import Mapping
@@ -133,8 +134,9 @@ def plain_value(leaf: Leaf, value: Any) -> Any:
     """The value in the type of the leaf where toml has no such type; any other value as it is, to be judged later."""
     if leaf.kind == "list" and isinstance(value, list | tuple):
         return tuple(plain_value(leaf.element, item) for item in value)
-    if leaf.kind == "path" and isinstance(value, str) and value.strip():
-        return Path(value).expanduser()
+    if leaf.kind == "path" and isinstance(value, str) and value.strip() and "\0" not in value:
+        # Where there is no such user the ~ stays, and is the name of a folder.
+        return Path(os.path.expanduser(value))
     return spelled(leaf, value)
 
 

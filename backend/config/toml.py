@@ -1,6 +1,7 @@
 """toml in (`tomllib`) and out (`tomlkit`): flat or by sections when read, by sections when written, never a null."""
 
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ def load(path: str | Path, field: str = "config_file") -> dict[str, Any]:
     Raises:
         UserError: the file is missing, unreadable or not toml; names the line.
     """
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.exists() and file.suffix != ".toml" and Path(f"{file}.toml").exists():
         file = Path(f"{file}.toml")
     return loads(read_text(file, field, "toml"), str(file), field)
@@ -25,7 +26,7 @@ def load(path: str | Path, field: str = "config_file") -> dict[str, Any]:
 
 def load_json(path: str | Path, field: str) -> dict[str, Any]:
     """The object that a JSON file holds; see `load`."""
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     try:
         found = json.loads(read_text(file, field, "JSON"))
     except (ValueError, RecursionError) as error:

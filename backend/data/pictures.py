@@ -112,7 +112,8 @@ def list_pictures(folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"cannot list {folder} ({error.strerror}): check its permissions", "image_dir") from error
     found = [p for p in entries if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")]
-    paths = sorted((p for p in found if p.is_file()), key=_natural_order)
+    # A link that leads nowhere is a picture that is missing, and is told like a damaged one.
+    paths = sorted((p for p in found if p.is_file() or not p.exists()), key=_natural_order)
     if not paths:
         raise UserError(_no_pictures(folder), "image_dir")
     return paths

@@ -61,7 +61,9 @@ def held_out(datasets: Sequence[DatasetOptions], pictures: Sequence[Sequence[Pic
     """
     if not any(options.validation_split for options in datasets):
         return frozenset()
-    contents = {path: _content(path) for path in {picture.path for found in pictures for picture in found}}
+    # A run with a cache on the disk has hashed them already.
+    known = {picture.path: picture.content for found in pictures for picture in found}
+    contents = {path: int(content, 16) if content else _content(path) for path, content in known.items()}
     trained_anyway = {contents[picture.path] for found in pictures for picture in found if picture.is_reg}
     chosen: set[int] = set()
     for options, found in zip(datasets, pictures, strict=True):
@@ -100,7 +102,8 @@ def validation_batches(datasets: Sequence[DatasetOptions], pictures: Sequence[Pi
         rng(seed, "validation order", dataset, *bucket).shuffle(items)
         size = datasets[dataset].batch_size
         parts = [tuple(items[start : start + size]) for start in range(0, len(items), size)]
-        batches += [Batch(bucket, part, 0, len(part)) for part in parts]
+        strength = datasets[dataset].network_multiplier
+        batches += [Batch(bucket, part, 0, len(part), strength) for part in parts]
     rng(seed, "validation batches").shuffle(batches)
     return tuple(batches)
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import safetensors.torch
@@ -181,12 +182,14 @@ class Caches:
         self.option = option
         self.trust = trust
         self._folders: dict[Path, CacheFolder] = {}
+        self._opening = Lock()
 
     def beside(self, picture: Path) -> CacheFolder:
         """The cache beside a picture, opened when it is asked for first."""
-        if picture.parent not in self._folders:
-            self._folders[picture.parent] = CacheFolder(picture.parent, self.option)
-        return self._folders[picture.parent]
+        with self._opening:  # several threads ask, and what one learns must not be lost with a folder of its own
+            if picture.parent not in self._folders:
+                self._folders[picture.parent] = CacheFolder(picture.parent, self.option)
+            return self._folders[picture.parent]
 
     def save(self) -> None:
         """As `CacheFolder.save`, for all of them."""

@@ -1,5 +1,6 @@
 """Where a model lies: on the disk, or on the hub, from which only the files that are needed are fetched."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def find(source: str) -> Path | Remote:
     Raises:
         UserError: it is none of these.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.exists():
         return path
     is_file = path.suffix.lower() in SAFETENSORS_SUFFIXES + PICKLE_SUFFIXES

@@ -7,7 +7,9 @@ from backend.config.train import TrainNetwork
 from backend.data.batches import Batch, Pace
 from backend.data.dataset import TrainingSet
 from backend.terminal import say, warn
+from backend.train.feed import check_pixels
 from backend.train.setup import check_captions, length, with_seed
+from backend.train.validation import check_validation, split_of
 
 
 def list_samples(config: TrainNetwork) -> None:
@@ -17,7 +19,10 @@ def list_samples(config: TrainNetwork) -> None:
         UserError: the dataset cannot be used.
     """
     config, seed = with_seed(config)
-    training_set = TrainingSet.scan(dataset_of(config.data, config.dataset_defaults.keys()))
+    datasets = dataset_of(config.data, config.dataset_defaults.keys())
+    check_pixels(config.data, datasets)
+    training_set = TrainingSet.scan(datasets, split=split_of(config.validation, seed))
+    check_validation(config.validation, training_set)
     for warning in training_set.warnings:
         warn(warning)
     check_captions(config, training_set)

@@ -75,7 +75,8 @@ class Validation:
     def loss(self, model: Model, network: nn.Module, diffusion: Diffusion, accelerator: Accelerator) -> Held:
         """The mean squared error at fixed times and with fixed noise, of the network at rest; nothing is changed by it.
 
-        No dropout, no rank that is drawn, no weight of a sample: what remains is what the network knows.
+        No dropout, no rank that is drawn, no weight of a sample: what remains is what the network knows. It acts on the
+        pictures of a dataset as strongly as it is trained on them.
 
         Args:
             model: with the network applied.
@@ -88,6 +89,7 @@ class Validation:
         with in_evaluation(model.unet, *model.text_encoders, network):
             for batch, latents, masks in self.feed(self.batches):
                 indices = [item.index_in_epoch for item in batch.items]
+                network.set_multiplier(batch.multiplier)
                 with accelerator.autocast():
                     conditioning = self.encode([item.caption for item in batch.items])
                     conditioning = model.family.with_sizes(conditioning, [item.sizes for item in batch.items])
@@ -98,6 +100,7 @@ class Validation:
                     with accelerator.autocast():
                         predicted = model.family.predict(model, noisy, at.to(latents.device), conditioning)
                     found[time].append(per_sample(masked(element_error(predicted, target), masks)))
+        network.set_multiplier(1.0)
         by_timestep = {time: float(torch.cat(losses).mean()) for time, losses in found.items()}
         return Held(sum(by_timestep.values()) / len(by_timestep), by_timestep)
 

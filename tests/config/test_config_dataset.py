@@ -226,3 +226,12 @@ def test_all_caption_keys_of_sd_scripts_are_read():
     lists = {"general": {"caption_extention": ".tags", "token_warmup_step": 5}, "datasets": tables["datasets"]}
     (subset,) = DatasetConfig.from_tables(lists, "d.toml").datasets[0].subsets
     assert (subset.caption_extension, subset.token_warmup_step) == (".tags", 5.0)
+
+
+def test_a_home_that_is_nobodys_is_a_path_like_any_other():
+    text = "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\n"
+    for key in ("image_dir", "metadata_file"):
+        (dataset,) = DatasetConfig.loads(f'{text}{key} = "~nobody-of-this-name/pictures"').datasets
+        assert str(getattr(dataset.subsets[0], key)) == "~nobody-of-this-name/pictures"
+    with pytest.raises(UserError, match="nobody-of-this-name"):
+        DatasetConfig.load("~nobody-of-this-name/dataset.toml")

@@ -12,7 +12,7 @@ from backend.config.base import problems, to_toml
 from backend.config.declare import leaves
 from backend.config.dialects.foreign import KEYS, TEXT_BYTES, read_foreign
 from backend.config.dialects.reading import CHANGED, LOST, OPEN
-from backend.config.dialects.scripts import DEFAULTS
+from backend.config.dialects.scripts import DEFAULTS, REASONS
 from backend.config.train import TrainNetwork
 from backend.errors import UserError
 from backend.header import METADATA_KEY, pack_header
@@ -230,3 +230,14 @@ def test_whatever_stands_in_a_file_every_key_is_accounted_for_and_every_value_va
         given = found.values | ({"sample_prompts": "p.txt"} if found.prompts else {})
         assert set(problems(TrainNetwork, given, partial=True)) <= asked
         assert tomllib.loads(to_toml(found.values, TrainNetwork)) is not None
+
+
+def test_no_option_of_ours_has_a_reason_why_there_is_none():
+    assert not set(REASONS) & set(leaves(TrainNetwork))
+
+
+@pytest.mark.parametrize("given", [{"caption_extention": "caption"}, {"caption_extension": ".caption"}])
+def test_both_spellings_of_caption_extension_are_read(given):
+    text = "\n".join(f'{key} = "{value}"' for key, value in given.items())
+    found = read_foreign(f'network_module = "networks.lora"\n{text}\n'.encode(), "a.toml")
+    assert found.values["caption_extension"] == ".caption" and not set(given) - set(found.taken)

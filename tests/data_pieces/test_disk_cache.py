@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from backend.data import pictures as pictures_module
 from backend.data import store as store_module
 from backend.data.cache import DiskStore, LatentCache, cache_latents
 from backend.data.dataset import TrainingSet
+from backend.data.split import Split
 from backend.data.store import FOLDER, INDEX, CacheFolder, Caches, identity
 from backend.errors import UserError
 
@@ -87,6 +89,31 @@ def test_a_second_start_decodes_nothing(train, old_pictures, monkeypatch):
     monkeypatch.setattr(pictures_module, "_upright_size", None)
     monkeypatch.setattr(pictures_module, "_hash", None)
     assert start()[1].encoded == 0
+
+
+def test_a_second_start_that_holds_pictures_out_reads_none_of_them(train, old_pictures, monkeypatch):
+    config, split = DatasetConfig.loads(TOML), Split(0.4, 7)
+    expected = TrainingSet.scan(config, split=split).validation
+    assert len(expected) == 2
+    TrainingSet.scan(config, Caches(OPTION), split)
+    monkeypatch.setattr("backend.data.split._content", None)
+    again = TrainingSet.scan(config, Caches(OPTION), split).validation
+    assert [picture.path for picture in again] == [picture.path for picture in expected]
+
+
+def test_threads_that_open_a_folder_together_share_it(train, monkeypatch):
+    caches = Caches(OPTION)
+    opened = []
+
+    def slow(folder: Path, option: str) -> object:
+        time.sleep(0.05)
+        opened.append(folder)
+        return object()
+
+    monkeypatch.setattr(store_module, "CacheFolder", slow)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(caches.beside, [train / f"{number}.png" for number in range(4)]))
+    assert len(opened) == 1 and len(set(map(id, found))) == 1
 
 
 def test_without_it_nothing_is_written(train, tmp_path):

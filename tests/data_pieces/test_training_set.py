@@ -103,6 +103,13 @@ def test_a_corrupt_picture_stops_the_scan_by_name(draw, scan):
         scan(ONE)
 
 
+def test_a_link_that_leads_nowhere_stops_the_scan_by_name(draw, scan, tmp_path):
+    draw("train/a.png", (64, 64), "a")
+    (tmp_path / "train" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match=r"gone\.png \(No such file"):
+        scan("[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = 'train'")
+
+
 @pytest.mark.parametrize(
     "repeats, target, expected",
     [

@@ -237,6 +237,26 @@ def test_the_listing_loads_nothing_and_writes_nothing(config_of, folders, monkey
     assert all(line.endswith('""') for line in lines[8:])
 
 
+def test_the_listing_leaves_out_what_the_run_holds_out(config_of, dataset, capsys) -> None:
+    from backend.train.setup import check
+
+    config = config_of(dataset_config=str(dataset(count=9)), validation_split=0.34, debug_dataset=True)
+    run(config)
+    listed = capsys.readouterr().out
+    found = check(config).training_set
+    assert len(found.validation) == 3
+    assert not any(str(picture.path) in listed for picture in found.validation)
+    assert all(str(picture.path) in listed for picture in found.pictures)
+
+
+def test_the_listing_refuses_what_the_run_refuses(config_of, dataset) -> None:
+    data = str(dataset(extra="random_crop = true"))
+    with pytest.raises(UserError, match="random_crop"):
+        run(config_of(dataset_config=data, cache_latents=True, debug_dataset=True))
+    with pytest.raises(UserError, match="without held out pictures"):
+        run(config_of(dataset_config=str(dataset()), validation_seed=1, debug_dataset=True))
+
+
 def test_a_listing_ends_well_and_a_wrong_set_with_its_reason(folders, tmp_path, monkeypatch) -> None:
     from backend.__main__ import main
 

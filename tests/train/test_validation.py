@@ -202,8 +202,28 @@ def test_the_loss_is_its_definition_with_the_network_at_rest(run_of, dataset, tm
     assert found.loss == pytest.approx(sum(found.by_timestep.values()) / 4)
     again = run.validation.loss(run.model, run.network, run.objective.diffusion, run.accelerator)
     assert again == found
-    run.network.set_multiplier(0.0)
+    with torch.no_grad():
+        for adapter in run.network.adapters():
+            adapter.lora_up.weight.zero_()
     assert run.validation.loss(run.model, run.network, run.objective.diffusion, run.accelerator).loss != found.loss
+
+
+def test_pictures_are_looked_at_with_the_multiplier_they_are_trained_with(run_of, dataset) -> None:
+    data = dataset(count=9, batch_size=2)
+    whole = data.read_text()
+
+    def held(multiplier: float, weight: float):
+        data.write_text(whole.replace("[[datasets]]", f"[[datasets]]\nnetwork_multiplier = {multiplier}", 1))
+        run = run_of(dataset_config=str(data), validation_split=0.34, network_train_unet_only=True)
+        with torch.no_grad():
+            for adapter in run.network.adapters():
+                adapter.lora_up.weight.fill_(weight)
+        found = run.validation.loss(run.model, run.network, run.objective.diffusion, run.accelerator)
+        assert run.network.multiplier == 1.0  # as samples see it
+        return found.loss
+
+    assert held(-1.0, 0.02) == pytest.approx(held(1.0, -0.02), rel=1e-6)
+    assert held(-1.0, 0.02) != pytest.approx(held(1.0, 0.02), rel=1e-4)
 
 
 def test_neither_caches_nor_weights_of_samples_change_the_loss(run_of, dataset, tmp_path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from backend.config.declare import leaves
 from backend.config.dialects.judging import finish
 from backend.config.dialects.networks import settle_network
-from backend.config.dialects.reading import NO_COUNTERPART, OPEN, Imported, Note, Reading, items_of, same
+from backend.config.dialects.reading import OPEN, Imported, Note, Reading, items_of, same
 from backend.config.messages import shown
 from backend.config.train import TrainNetwork
 
@@ -100,8 +100,6 @@ REASONS = {
     "highvram": "has no counterpart here",
     "tokenizer_cache_dir": "is not needed: the vocabularies come with the program",
     "dataset_class": "runs code of your own, which a config cannot bring along",
-    "in_json": "belongs to datasets described in JSON; write a dataset toml",
-    "debug_dataset": "shows pictures in place of training, which has no counterpart here",
     **dict.fromkeys(("deepspeed", "zero3_init_flag", "zero3_save_16bit_model", "zero_stage"), DEEPSPEED),
     **dict.fromkeys((name for name in DEFAULTS if name.startswith(("offload_", "fp16_master"))), DEEPSPEED),
     **dict.fromkeys(
@@ -115,7 +113,6 @@ REASONS = {
 }
 # Written by kohya_ss' GUI into its toml files; sd-scripts passes over them.
 PASSED_OVER = ("config_file", "output_config", "epoch", "noise_offset_type", "stop_text_encoder_training")
-CAPTIONS = (".txt", ".caption")
 BESIDE_DATASET = ("train_data_dir", "reg_data_dir", "in_json")
 
 
@@ -149,11 +146,6 @@ def reading_of(tables: Mapping[str, Any]) -> Reading:
 
 def sort_scripts(reading: Reading, program: str = PROGRAM) -> None:
     """Sort keys that mean what they mean to sd-scripts; `program` has written them."""
-    if reading.text("caption_extention") and not reading.text("caption_extension"):
-        reading.take("caption_extention", "caption_extension")
-        _only_if_known(reading, "caption_extension")
-    if _found_anyway(reading):
-        reading.drop("caption_extension")
     for switch, optimizer in (("use_8bit_adam", "AdamW8bit"), ("use_lion_optimizer", "Lion")):
         if reading.on(switch):
             reading.change(switch, f"is optimizer_type {optimizer} here")
@@ -165,16 +157,6 @@ def sort_scripts(reading: Reading, program: str = PROGRAM) -> None:
                 reading.lose(key, f"has no effect in {PROGRAM} beside dataset_config")
     reading.by_name(DEFAULTS, REASONS, program)
     settle_network(reading)
-
-
-def _found_anyway(reading: Reading) -> bool:
-    """Whether a caption_extension says what holds here without it."""
-    return "caption_extension" not in leaves(TrainNetwork) and reading.text("caption_extension") in CAPTIONS
-
-
-def _only_if_known(reading: Reading, name: str) -> None:
-    if name not in leaves(TrainNetwork):
-        reading.retract(name, NO_COUNTERPART)
 
 
 def differs(name: str, value: Any) -> bool:
