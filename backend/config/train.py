@@ -16,6 +16,7 @@ from backend.config.training.optim import Optim
 from backend.config.training.samples import Samples
 from backend.config.training.save import Save
 from backend.config.training.speed import Speed
+from backend.config.training.state import State
 from backend.config.training.validation import Validation
 from backend.tables.optimizers import find_row, one_rate
 
@@ -41,6 +42,7 @@ class TrainNetwork(Command):
     noise: Noise
     speed: Speed
     save: Save
+    state: State
     samples: Samples
     description: Description
     validation: Validation

@@ -18,7 +18,7 @@ from backend.train.noise import disturbed, draw_timesteps, training_noise
 from backend.train.optimizers import at_rest, effective_rates, set_rates
 from backend.train.progress import Done, Gauges, Progress
 from backend.train.readings import limit_gradients, memory, weight_norms
-from backend.train.saving import save_epoch, save_network, save_step
+from backend.train.saving import save_epoch, save_epoch_state, save_network, save_state, save_step, save_step_state
 from backend.train.setup import Run, prepare
 from backend.train.stop import StopRequest
 
@@ -94,16 +94,16 @@ def train(run: Run) -> Progress:
         UserError: the loss stopped being finite, or a file could not be written.
         KeyboardInterrupt: SIGINT or SIGTERM came; the step in hand was finished and the network saved.
     """
-    events.emit("phase", name="training", step=0, total=run.total_steps)
-    progress = follow(run)
-    step = 0
+    step, epochs_done = (run.position.step, run.position.epochs_done) if run.position else (0, 0)
+    events.emit("phase", name="training", step=step, total=run.total_steps)
+    progress = follow(run, step)
     try:
         with StopRequest() as stop:
-            if run.sampling.at_first:
+            if run.sampling.at_first and not step:
                 with progress.paused(), at_rest(run.optimizer):
                     run.sampling.draw(run.model, run.network, run.accelerator, step, "000000")
-            for epoch in range(run.epochs):
-                fed = run.feed(run.training_set.epoch_batches(run.seed, epoch))
+            for epoch in range(epochs_done, run.epochs):
+                fed = run.feed(run.batches_left(step, epoch))
                 for micro_batches in grouped(fed, run.config.optim.gradient_accumulation_steps):
                     loss = training_step(run, step, micro_batches)
                     step += 1
@@ -117,8 +117,10 @@ def train(run: Run) -> Progress:
                 progress.epoch_done(step, epoch + 1)
                 if run.validation.after_epoch(epoch + 1, step, step == run.total_steps):
                     validate(run, progress, step, epoch + 1)
-                with progress.paused(), at_rest(run.optimizer):
+                with progress.paused():
                     after_epoch(run, progress, step, epoch + 1)
+            if run.config.state.save_state or run.config.state.save_state_on_train_end:
+                save_state(run, run.outputs.final_state, step, step // run.steps_per_epoch)
     finally:
         progress.close()
     return progress
@@ -131,20 +133,21 @@ def after_step(run: Run, progress: Progress, step: int, epoch: int) -> None:
     saving, sampling = run.saves.after_step(step), run.sampling.after_step(step)
     if not (saving or sampling):
         return
-    with progress.paused(), at_rest(run.optimizer):
-        if saving:
-            progress.settle()
-            save_step(run, step, epoch)
-        if sampling:
-            run.sampling.draw(run.model, run.network, run.accelerator, step, f"{step:06d}")
+    with progress.paused():
+        with at_rest(run.optimizer):
+            if saving:
+                progress.settle()
+                save_step(run, step, epoch)
+            if sampling:
+                run.sampling.draw(run.model, run.network, run.accelerator, step, f"{step:06d}")
+        if saving and run.saves.states:
+            save_step_state(run, step, epoch)
 
 
-def follow(run: Run) -> Progress:
-    """What tells how the run goes."""
+def follow(run: Run, first: int) -> Progress:
+    """What tells how the run goes, which begins after `first` steps."""
     gauges = Gauges(lambda: weight_norms(run.network.adapters()), lambda: memory(run.accelerator.device))
-    batches = run.training_set.batches_per_epoch()
-    window = -(-batches // run.config.optim.gradient_accumulation_steps)
-    return Progress(run.total_steps, run.epochs, window, run.logs, gauges)
+    return Progress(run.total_steps, run.epochs, run.steps_per_epoch, run.logs, gauges, first)
 
 
 def validate(run: Run, progress: Progress, step: int, epoch: int) -> None:
@@ -160,12 +163,16 @@ def validate(run: Run, progress: Progress, step: int, epoch: int) -> None:
 def after_epoch(run: Run, progress: Progress, step: int, epoch: int) -> None:
     """Save and sample after `epoch` epochs; the last one is saved under the final name only, as users know it."""
     progress.settle()
-    if step == run.total_steps:
-        save_network(run, run.outputs.final, step, epoch, final=True)
-    elif run.saves.after_epoch(epoch):
-        save_epoch(run, step, epoch)
-    if run.sampling.after_epoch(epoch):
-        run.sampling.draw(run.model, run.network, run.accelerator, step, f"e{epoch:06d}")
+    saving = run.saves.after_epoch(epoch) and step < run.total_steps
+    with at_rest(run.optimizer):
+        if step == run.total_steps:
+            save_network(run, run.outputs.final, step, epoch, final=True)
+        elif saving:
+            save_epoch(run, step, epoch)
+        if run.sampling.after_epoch(epoch):
+            run.sampling.draw(run.model, run.network, run.accelerator, step, f"e{epoch:06d}")
+    if saving and run.saves.states:
+        save_epoch_state(run, step, epoch)
 
 
 def stop_early(run: Run, progress: Progress, step: int, epoch: int) -> None:
@@ -176,9 +183,11 @@ def stop_early(run: Run, progress: Progress, step: int, epoch: int) -> None:
     """
     progress.settle()
     path = run.outputs.step(step)
+    save_state(run, run.outputs.step_state(step), step, epoch)
     with at_rest(run.optimizer):
         save_network(run, path, step, epoch + 1, final=False)
     say(f"Stopped after step {step} of {run.total_steps}; the network so far is {path}")
+    say(f"--resume {run.outputs.step_state(step)} goes on from here")
     raise KeyboardInterrupt
 
 

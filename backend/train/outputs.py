@@ -3,10 +3,11 @@
 import re
 import tempfile
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from backend.config.training.save import Save
+from backend.config.training.state import State
 from backend.errors import UserError
 from backend.replacing import replacing
 
@@ -37,6 +38,19 @@ class Outputs:
     def step(self, step: int) -> Path:
         """The file after `step` steps."""
         return self.folder / f"{self.name}-step{step:08d}.{self.extension}"
+
+    @property
+    def final_state(self) -> Path:
+        """The folder of the state at the end of a run."""
+        return self.folder / f"{self.name}-state"
+
+    def epoch_state(self, epoch: int) -> Path:
+        """The folder of the state after `epoch` epochs, counted from 1."""
+        return self.folder / f"{self.name}-{epoch:06d}-state"
+
+    def step_state(self, step: int) -> Path:
+        """The folder of the state after `step` steps."""
+        return self.folder / f"{self.name}-step{step:08d}-state"
 
     @property
     def config(self) -> Path:
@@ -74,6 +88,21 @@ class Outputs:
         return sorted(path for path in self.folder.iterdir() if pattern.fullmatch(path.name))
 
 
+@dataclass
+class Saved:
+    """Where a run has saved on the way to its end, as far as it has not removed that again.
+
+    Attributes:
+        epochs, steps: after which there is a file.
+        epoch_states, step_states: after which there is a state.
+    """
+
+    epochs: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    epoch_states: list[int] = field(default_factory=list)
+    step_states: list[int] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class SavePlan:
     """When a run saves on the way to its end, and which of these files it keeps.
@@ -82,19 +111,26 @@ class SavePlan:
         every_epochs, every_steps: save after so many; None is never.
         last_epochs: keep so many of the files saved after epochs; None is all.
         last_steps: keep the files saved within the last so many steps; None is all.
+        states: with every file a state too.
+        last_epoch_states, last_step_states: the same of the states.
     """
 
     every_epochs: int | None = None
     every_steps: int | None = None
     last_epochs: int | None = None
     last_steps: int | None = None
+    states: bool = False
+    last_epoch_states: int | None = None
+    last_step_states: int | None = None
 
     @classmethod
-    def of(cls, options: Save, epochs: int) -> "SavePlan":
+    def of(cls, options: Save, state: State, epochs: int) -> "SavePlan":
         """What the options mean for a run of so many epochs."""
         ratio = options.save_n_epoch_ratio
         every_epochs = max(1, epochs // ratio) if ratio else options.save_every_n_epochs
-        return cls(every_epochs, options.save_every_n_steps, options.save_last_n_epochs, options.save_last_n_steps)
+        last = options.save_last_n_epochs, options.save_last_n_steps
+        last_states = state.save_last_n_epochs_state or last[0], state.save_last_n_steps_state or last[1]
+        return cls(every_epochs, options.save_every_n_steps, *last, state.save_state, *last_states)
 
     def after_epoch(self, epoch: int) -> bool:
         """Whether to save after so many epochs."""
@@ -104,13 +140,15 @@ class SavePlan:
         """Whether to save after so many steps."""
         return bool(self.every_steps) and step % self.every_steps == 0
 
-    def old_epochs(self, saved: Collection[int]) -> list[int]:
-        """Of the epochs that were saved, the newest among them, those whose files are to go."""
-        return sorted(saved)[: -self.last_epochs] if self.last_epochs else []
 
-    def old_steps(self, saved: Collection[int]) -> list[int]:
-        """Of the steps that were saved, the newest among them, those whose files are to go."""
-        return [step for step in sorted(saved) if self.last_steps and step < max(saved) - self.last_steps]
+def old_epochs(saved: Collection[int], last: int | None) -> list[int]:
+    """Of the epochs that were saved, the newest among them, those that are to go where `last` are kept; None is all."""
+    return sorted(saved)[:-last] if last else []
+
+
+def old_steps(saved: Collection[int], last: int | None) -> list[int]:
+    """Of the steps that were saved, the newest among them, those before the last so many steps; None keeps all."""
+    return [step for step in sorted(saved) if last and step < max(saved) - last]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -70,10 +70,17 @@ class Progress:
         window: steps that `loss_average` is the mean of, those of an epoch.
         logs: what the curves are written to.
         gauges: what is measured now and then.
+        first: steps done before, by a run that this one goes on from.
     """
 
     def __init__(
-        self, total: int, epochs: int, window: int = 100, logs: Logs | None = None, gauges: Gauges | None = None
+        self,
+        total: int,
+        epochs: int,
+        window: int = 100,
+        logs: Logs | None = None,
+        gauges: Gauges | None = None,
+        first: int = 0,
     ) -> None:
         self.total = total
         self.epochs = epochs
@@ -91,7 +98,7 @@ class Progress:
         self._pictures: deque[int] = deque([0], maxlen=SPEED_WINDOW)
         self._last_event = -math.inf
         # Without a terminal there is no bar but a line now and then, so that a log stays readable.
-        self._bar = tqdm(total=total, desc="training", unit="step", dynamic_ncols=True, disable=None)
+        self._bar = tqdm(total=total, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=None)
         self._lines_every = max(1, total // LOG_LINES) if self._bar.disable else None
 
     def step(self, done: Done) -> None:

@@ -1,5 +1,6 @@
 """Writing the network with what a reader of the file wants to know about its training."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from backend.errors import UserError
 from backend.lora.metadata import TrainingFacts, minimum_metadata, modelspec, training_metadata
 from backend.tables.optimizers import find_row, sets_own_rates
 from backend.terminal import say, warn
+from backend.train.outputs import old_epochs, old_steps
 from backend.train.progress import all_finite
 from backend.train.setup import Run
+from backend.train.state import POSITION, Position, fingerprint, write_state
 
 PRECISIONS = {None: None, "float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -40,25 +43,60 @@ def save_network(run: Run, path: Path, step: int, epoch: int, final: bool) -> No
 def save_epoch(run: Run, step: int, epoch: int) -> None:
     """Save after `epoch` epochs, then remove this run's files of epochs that are not to be kept."""
     save_network(run, run.outputs.epoch(epoch), step, epoch, final=False)
-    run.saved_epochs.append(epoch)
-    for old in run.saves.old_epochs(run.saved_epochs):
-        run.saved_epochs.remove(old)
+    run.saved.epochs.append(epoch)
+    for old in old_epochs(run.saved.epochs, run.saves.last_epochs):
+        run.saved.epochs.remove(old)
         remove(run.outputs.epoch(old))
 
 
 def save_step(run: Run, step: int, epoch: int) -> None:
     """Save after `step` steps, then remove this run's files of steps that are not to be kept."""
     save_network(run, run.outputs.step(step), step, epoch, final=False)
-    run.saved_steps.append(step)
-    for old in run.saves.old_steps(run.saved_steps):
-        run.saved_steps.remove(old)
+    run.saved.steps.append(step)
+    for old in old_steps(run.saved.steps, run.saves.last_steps):
+        run.saved.steps.remove(old)
         remove(run.outputs.step(old))
 
 
+def save_state(run: Run, folder: Path, step: int, epochs_done: int) -> None:
+    """Write the state of the run after `step` steps and the ends of `epochs_done` epochs, and tell."""
+    saved = {name: list(numbers) for name, numbers in vars(run.saved).items()}
+    position = Position(step, epochs_done, run.total_steps, run.seed, fingerprint(run.training_set), saved)
+    events.emit("phase", name="saving", step=step, total=run.total_steps)
+    optimizer = getattr(run.optimizer, "optimizer", run.optimizer)
+    scaler = run.accelerator.scaler
+    write_state(folder, position, run.network, optimizer, scaler.state_dict() if scaler is not None else None)
+    events.emit("state", path=str(folder), step=step)
+    say(f"Saved the state in {folder}")
+
+
+def save_epoch_state(run: Run, step: int, epoch: int) -> None:
+    """Save the state after `epoch` epochs, then remove this run's states of epochs that are not to be kept."""
+    run.saved.epoch_states.append(epoch)
+    old = old_epochs(run.saved.epoch_states, run.saves.last_epoch_states)
+    run.saved.epoch_states = [one for one in run.saved.epoch_states if one not in old]
+    save_state(run, run.outputs.epoch_state(epoch), step, epoch)
+    for one in old:
+        remove(run.outputs.epoch_state(one))
+
+
+def save_step_state(run: Run, step: int, epoch: int) -> None:
+    """Save the state after `step` steps, within epoch `epoch`, and remove this run's that are not to be kept."""
+    run.saved.step_states.append(step)
+    old = old_steps(run.saved.step_states, run.saves.last_step_states)
+    run.saved.step_states = [one for one in run.saved.step_states if one not in old]
+    save_state(run, run.outputs.step_state(step), step, epoch - 1)
+    for one in old:
+        remove(run.outputs.step_state(one))
+
+
 def remove(path: Path) -> None:
-    """Remove a file that was saved earlier; one that cannot be removed costs a warning and not the run."""
+    """Remove a file that was saved earlier, or a state; one that cannot be removed costs a warning and not the run."""
     try:
-        path.unlink(missing_ok=True)
+        if (path / POSITION).exists():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
         warn(f"{path} could not be removed ({error.strerror or error})")
     else:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +16,7 @@ from backend import events
 from backend.config.base import resolved_toml
 from backend.config.dataset_folders import dataset_of
 from backend.config.train import TrainNetwork
-from backend.data.batches import Pace
+from backend.data.batches import Batch, Pace
 from backend.data.captions import CHANGING
 from backend.data.dataset import TrainingSet
 from backend.data.store import Caches
@@ -32,9 +33,10 @@ from backend.train.logs import Logs, check_logs, make_logs
 from backend.train.loss import Objective, make_objective
 from backend.train.noise import diffusion_of
 from backend.train.optimizers import check_optimizer, check_rates, make_optimizer, notes
-from backend.train.outputs import Outputs, SavePlan, write_text
+from backend.train.outputs import Outputs, Saved, SavePlan, write_text
 from backend.train.samples import Sampling, make_sampling, wanted
 from backend.train.schedules import Rates, make_rates
+from backend.train.state import Position, fingerprint, load_state, read_position
 from backend.train.text import CaptionEncoder, KnownCaptions, encode_all, stored_captions
 from backend.train.validation import Validation, check_validation, make_validation, split_of
 
@@ -54,10 +56,11 @@ class Run:
         description: what the file says of itself, by ModelSpec's names.
         total_steps, epochs: length of the run.
         started_at: unix time.
+        position: where it goes on from, None at the beginning.
         validation: what is looked at of the held out pictures, and when.
         logs: what curves are written to.
         gradient_norm: of the newest step, before clipping, still on the device.
-        saved_epochs, saved_steps: where this run has saved on the way, as far as the files are still there.
+        saved: where this run has saved on the way, as far as the files are still there.
     """
 
     config: TrainNetwork
@@ -82,14 +85,24 @@ class Run:
     started_at: float
     validation: Validation
     logs: Logs
-    saved_epochs: list[int] = field(default_factory=list)
-    saved_steps: list[int] = field(default_factory=list)
+    position: Position | None = None
+    saved: Saved = field(default_factory=Saved)
     gradient_norm: Tensor | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch; its last one takes the micro-batches that are left."""
+        return -(-self.training_set.batches_per_epoch() // self.config.optim.gradient_accumulation_steps)
+
+    def batches_left(self, step: int, epoch: int) -> list[Batch]:
+        """What is to be gone through of epoch `epoch`, from 0, after `step` steps in all."""
+        done = (step - epoch * self.steps_per_epoch) * self.config.optim.gradient_accumulation_steps
+        return self.training_set.epoch_batches(self.seed, epoch)[done:] if step < self.total_steps else []
 
     @cached_property
     def base_hashes(self) -> dict[str, str]:
@@ -111,6 +124,7 @@ class Checked:
     description: dict[str, str]
     total_steps: int
     epochs: int
+    position: Position | None
 
 
 def check(config: TrainNetwork) -> Checked:
@@ -120,8 +134,9 @@ def check(config: TrainNetwork) -> Checked:
         UserError: anything in the config, the dataset or the outputs that cannot work.
     """
     outputs = Outputs(config.save.output_dir, config.save.output_name, config.save.save_model_as)
-    outputs.prepare(config.save.overwrite)
-    config, seed = with_seed(config)
+    position = None if config.state.resume is None else read_position(config.state.resume)
+    outputs.prepare(config.save.overwrite or position is not None)
+    config, seed = with_seed(config, position)
     check_logs(config.logs)
     wanted(config.samples)
     description = describe_file(config.description)
@@ -141,7 +156,9 @@ def check(config: TrainNetwork) -> Checked:
     total_steps, epochs = length(config, training_set.batches_per_epoch())
     check_rates(optim.optimizer, make_rates(optim, total_steps, [optim.learning_rate]), total_steps)
     training_set = replace(training_set, pace=Pace(optim.gradient_accumulation_steps, total_steps))
-    return Checked(config, seed, outputs, caches, training_set, description, total_steps, epochs)
+    if position is not None:
+        check_position(position, training_set, total_steps)
+    return Checked(config, seed, outputs, caches, training_set, description, total_steps, epochs, position)
 
 
 def load(config: TrainNetwork) -> Model:
@@ -195,6 +212,8 @@ def prepare(config: TrainNetwork) -> Run:
     apart = validation_feed(feed, config.data, model)
     # An encoder of its own, which remembers nothing: what training finds remembered must not hang on validation.
     encode = encode_captions if isinstance(encode_captions, KnownCaptions) else CaptionEncoder(model, trained=True)
+    if checked.position is not None:
+        resume(config.state.resume, checked.position, network, optimizer, accelerator)
     write_text(checked.outputs.config, resolved_toml(config))
     return Run(
         config=config,
@@ -212,14 +231,30 @@ def prepare(config: TrainNetwork) -> Run:
         rates=make_rates(optim, checked.total_steps, [group.lr for group in groups]),
         sampling=sampling,
         outputs=checked.outputs,
-        saves=SavePlan.of(config.save, checked.epochs),
+        saves=SavePlan.of(config.save, config.state, checked.epochs),
         description=checked.description,
         total_steps=checked.total_steps,
         epochs=checked.epochs,
         started_at=started_at,
         validation=make_validation(config.validation, training_set, seed, apart, encode),
         logs=make_logs(config, started_at),
+        position=checked.position,
+        saved=Saved(**checked.position.saved) if checked.position else Saved(),
     )
+
+
+def resume(
+    folder: Path, position: Position, network: nn.Module, optimizer: Optimizer, accelerator: Accelerator
+) -> None:
+    """Put a state into what was built anew, and tell.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    scaler = load_state(folder, network, optimizer)
+    if accelerator.scaler is not None and scaler:
+        accelerator.scaler.load_state_dict(dict(scaler))
+    say(f"Going on from step {position.step}")
 
 
 def end_in_noise(model: Model) -> None:
@@ -281,13 +316,35 @@ def drop_text_encoders(
     return known
 
 
-def with_seed(config: TrainNetwork) -> tuple[TrainNetwork, int]:
-    """The config with its seed, drawn and shown if it has none."""
-    if config.optim.seed is not None:
-        return config, config.optim.seed
-    seed = random.SystemRandom().randrange(2**32)
-    say(f"Seed: {seed}")
+def with_seed(config: TrainNetwork, position: Position | None = None) -> tuple[TrainNetwork, int]:
+    """The config with its seed: that of the state it goes on from, else drawn and shown if it has none.
+
+    Raises:
+        UserError: it has another seed than the state.
+    """
+    given = config.optim.seed
+    if position is not None and given not in (None, position.seed):
+        message = f"is {given}, but the state was made with {position.seed}; leave seed out, or set it to that"
+        raise UserError(message, field="seed")
+    if given is not None:
+        return config, given
+    seed = random.SystemRandom().randrange(2**32) if position is None else position.seed
+    if position is None:
+        say(f"Seed: {seed}")
     return config.model_copy(update={"optim": config.optim.model_copy(update={"seed": seed})}), seed
+
+
+def check_position(position: Position, training_set: TrainingSet, total_steps: int) -> None:
+    """See that there is something to go on with.
+
+    Raises:
+        UserError: the run was longer already.
+    """
+    if position.step > total_steps:
+        message = f"the state is at step {position.step}, and this run ends at {total_steps}; make it longer"
+        raise UserError(message, field="resume")
+    if position.pictures != fingerprint(training_set):
+        warn("the state was made with other pictures, captions or batch sizes; the run goes on with those of now")
 
 
 def length(config: TrainNetwork, batches_per_epoch: int) -> tuple[int, int]:

@@ -36,10 +36,10 @@ class CaptionEncoder:
             return self._encode(captions)
         missing = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
         if missing:
+            # One by one: what is remembered must not hang on which captions came together, or a run that is resumed,
+            # which remembers nothing, would differ in the last digits.
             with torch.no_grad():
-                encoded = self._encode(missing)
-            for index, caption in enumerate(missing):
-                self._known[caption] = encoded[index : index + 1]
+                self._known.update({caption: self._encode([caption]) for caption in missing})
         found = Conditioning.cat([self._known[caption] for caption in captions])
         for caption in captions:
             self._known.move_to_end(caption)

@@ -54,6 +54,7 @@ SETS, PIXELS, DISK = (
     "tests/train/test_pixels.py",
     "tests/data_pieces/test_disk_cache.py",
 )
+RESUME = "tests/train/test_resume.py"
 FLAGS_OF_SETS, SAVING = "tests/config/test_config_dataset_flags.py", "tests/train/test_saving.py"
 DATA, VALIDATION, LOGGING = "tests/data_pieces", "tests/train/test_validation.py", "tests/train/test_logging.py"
 SPACES = {"dataset.caption_separator": " "}
@@ -201,6 +202,12 @@ PROOFS: dict[str, Proof] = {
     "sample_every_n_steps": elsewhere(f"{RUN}::test_sampling_by_epochs_wins_over_steps"),
     "sample_at_first": elsewhere(f"{RUN}::test_sample_pictures_change_nothing_in_training"),
     "sample_sampler": elsewhere(f"{RUN}::test_sample_pictures_change_nothing_in_training"),
+    # Resuming
+    "save_state": elsewhere(f"{RESUME}::test_every_state_of_a_run_leads_to_the_same_end"),
+    "save_state_on_train_end": elsewhere(f"{RESUME}::test_a_finished_run_can_be_made_longer"),
+    "save_last_n_epochs_state": elsewhere(f"{RESUME}::test_states_go_with_the_files_and_old_ones_are_removed"),
+    "save_last_n_steps_state": elsewhere(f"{RESUME}::test_states_go_with_the_files_and_old_ones_are_removed"),
+    "resume": elsewhere(f"{RESUME}::test_a_resumed_run_ends_bit_for_bit_as_one_that_went_through"),
     # Validation and logs
     "validation_split": elsewhere(f"{VALIDATION}::test_validating_leaves_training_as_it_is_bit_for_bit"),
     "validation_seed": elsewhere(f"{VALIDATION}::test_the_choice_hangs_on_seed_and_contents_alone"),
@@ -249,7 +256,7 @@ PROOFS: dict[str, Proof] = {
     "dataset.flip_aug": Proof({"dataset.flip_aug": True}, f"pictures {LATENTS}"),
     "dataset.caption_dropout_rate": Proof({"dataset.caption_dropout_rate": 0.5}, TEXT),
     "dataset.network_multiplier": Proof({"dataset.network_multiplier": 0.5}, LOSS),
-    "dataset.metadata_file": elsewhere("{DATA}/test_metadata_file.py::test_pictures_and_captions_are_the_files"),
+    "dataset.metadata_file": elsewhere(f"{DATA}/test_metadata_file.py::test_pictures_and_captions_are_the_files"),
     "dataset.keep_tokens_separator": Proof({"dataset.keep_tokens_separator": "on"}, TEXT, PARTS),
     "dataset.secondary_separator": Proof({"dataset.secondary_separator": "disc"}, TEXT, PARTS),
     "dataset.enable_wildcard": Proof({"dataset.enable_wildcard": True}, TEXT, {"dataset.caption_prefix": "{old|new}"}),
@@ -264,11 +271,11 @@ PROOFS: dict[str, Proof] = {
     "dataset.random_crop": Proof(
         {"dataset.random_crop": True}, f"sizes {LATENTS}", {"cache_latents": False, "dataset.resolution": 32}
     ),
-    "dataset.face_crop_aug_range": elsewhere("{DATA}/test_augment.py::test_face_crops_are_what_training_shows"),
+    "dataset.face_crop_aug_range": elsewhere(f"{DATA}/test_augment.py::test_face_crops_are_what_training_shows"),
     "dataset.resize_interpolation": Proof(
         {"dataset.resize_interpolation": "nearest"}, LATENTS, {"dataset.resolution": 32}
     ),
-    "dataset.alpha_mask": elsewhere("{DATA}/test_masks.py::test_transparency_is_the_mask_and_white_the_ground"),
+    "dataset.alpha_mask": elsewhere(f"{DATA}/test_masks.py::test_transparency_is_the_mask_and_white_the_ground"),
     "dataset.conditioning_data_dir": elsewhere(f"{PIXELS}::test_half_a_mask_is_half_the_loss_of_its_picture"),
 }
 

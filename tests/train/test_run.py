@@ -27,6 +27,7 @@ from backend.generate.prompts import Request, parse_line
 from backend.lora.file import read_lora
 from backend.lora.metadata import file_hashes
 from backend.train.loop import run, train
+from backend.train.loss import make_objective
 from backend.train.noise import diffusion_of
 from backend.train.setup import length, prepare, with_seed
 from tests.train.conftest import copy_of
@@ -340,7 +341,7 @@ def test_a_sample_is_what_gen_img_draws_with_the_saved_file(run_of, model, tmp_p
     options = {"learning_rate": 1e-2, "max_train_steps": 3, "sample_prompts": str(prompts), "sample_every_n_steps": 3}
     run = run_of(**options)
     run.model.scheduler = run.model.scheduler | changes
-    run.objective.diffusion = diffusion_of(run.model.scheduler)
+    run.objective = make_objective(run.config.noise, diffusion_of(run.model.scheduler))
     train(run)
     (path,) = (run.outputs.folder / "sample").iterdir()
     drawn = GenerationModel(copy_of(changed))

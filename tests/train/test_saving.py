@@ -19,7 +19,7 @@ from backend.lora.metadata import file_hashes
 from backend.train import saving
 from backend.train.description import thumbnail
 from backend.train.loop import train
-from backend.train.outputs import SavePlan
+from backend.train.outputs import SavePlan, old_epochs, old_steps
 from backend.train.setup import prepare
 
 LOCATION = {"pretrained_model_name_or_path": "model", "dataset_config": "d.toml", "output_dir": "out"}
@@ -46,23 +46,24 @@ def kept_by_the_reference(saves: list[int], every: int, steps: int | None, epoch
 @pytest.mark.parametrize("last", [1, 2, 7, 30, 31])
 def test_what_is_kept_is_what_the_reference_keeps(every, last) -> None:
     saves = list(range(every, 12 * every, every))
-    for plan, old, expected in (
-        (SavePlan(last_steps=last), SavePlan.old_steps, {"steps": last, "epochs": None}),
-        (SavePlan(last_epochs=last), SavePlan.old_epochs, {"steps": None, "epochs": last}),
+    for old, expected in (
+        (old_steps, {"steps": last, "epochs": None}),
+        (old_epochs, {"steps": None, "epochs": last}),
     ):
         files: list[int] = []
         for now in saves:
             files.append(now)
-            gone = old(plan, files)
+            gone = old(files, last)
             files = [file for file in files if file not in gone]
         assert files == kept_by_the_reference(saves, every, **expected)
         assert files[-1] == saves[-1]
-    assert SavePlan().old_steps(saves) == SavePlan().old_epochs(saves) == []
+    assert old_steps(saves, None) == old_epochs(saves, None) == []
 
 
 def test_when_a_run_saves() -> None:
     def plan(epochs: int, **given: object) -> SavePlan:
-        return SavePlan.of(resolve(TrainNetwork, LOCATION | given).save, epochs)
+        config = resolve(TrainNetwork, LOCATION | given)
+        return SavePlan.of(config.save, config.state, epochs)
 
     assert [e for e in range(1, 11) if plan(10, save_every_n_epochs=3).after_epoch(e)] == [3, 6, 9]
     assert [s for s in range(1, 11) if plan(10, save_every_n_steps=4).after_step(s)] == [4, 8]
@@ -102,7 +103,7 @@ def test_steps_and_epochs_are_saved_and_only_this_runs_older_files_go(run_of, da
     own = ["", "-000002", "-000003", "-step00000006", "-step00000008"]
     assert names(folder) == sorted([*own, "-000009", "-step00000003", "2-step00000002"])
     assert all((folder / name).read_bytes() == b"another run's" for name in others)
-    assert (run.saved_steps, run.saved_epochs) == ([6, 8], [2, 3])
+    assert (run.saved.steps, run.saved.epochs) == ([6, 8], [2, 3])
     told, _ = events.read(tmp_path / "events.jsonl")
     saved = [(Path(e["path"]).stem, e["step"], e["epoch"], e["final"]) for e in told if e["event"] == "file"]
     assert saved == [
