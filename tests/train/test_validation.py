@@ -239,7 +239,7 @@ def test_the_loss_is_told_and_the_file_knows_of_it(run_of, dataset, tmp_path, mo
     assert json.loads(metadata["ss_datasets"])[0]["num_train_images"] == 6
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(run_of, dataset, tmp_path, monkeypatch) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(run_of, dataset, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv(events.VARIABLE, str(tmp_path / "events.jsonl"))
     run = held_out_run(run_of, dataset, tmp_path, validate_every_n_steps=3, save_every_n_steps=1)
     found = iter([1.0, math.inf])
