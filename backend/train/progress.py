@@ -22,7 +22,7 @@ LOG_LINES = 20
 # Events come fast at first, to be watched, and more slowly in a long run, whose record has to stay small.
 SLOWEST, GROWTH = 2.0, 1 / 500
 # Norms of weights take at most this share of the time.
-NORM_SHARE = 0.01
+NORM_SHARE = 0.005
 
 
 @dataclass(frozen=True)
