@@ -109,7 +109,9 @@ class Network(nn.Module):
         """Set how strongly the network acts; at 0 the model is as if there were no network, bit for bit."""
         self.multiplier = float(multiplier)
         for adapter in self.adapters():
-            adapter.multiplier = self.multiplier
+            # Every training step asks twice, and modules are slow to set attributes of.
+            if adapter.multiplier != self.multiplier:
+                adapter.multiplier = self.multiplier
 
     def apply_to(
         self,

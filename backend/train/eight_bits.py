@@ -19,7 +19,8 @@ LARGEST = torch.finfo(STORED).max
 def pack(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight [out, ...] as e4m3 numbers of its shape, and the scale [out] that each row is to be multiplied by."""
     rows = weight.detach().float().flatten(1)
-    scale = rows.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST
+    # Not below the smallest normal number: a device that takes smaller ones for 0 would divide by 0.
+    scale = (rows.abs().amax(1) / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
     return (rows / scale[:, None]).to(STORED).view(weight.shape), scale
 
 

@@ -1,6 +1,7 @@
 """Curves of a run for TensorBoard and Weights & Biases, both imported only where they are asked for."""
 
 import importlib
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -165,7 +166,7 @@ def make_logs(config: TrainNetwork, started_at: float) -> Logs:
         text = resolved_toml(config) if options.log_config else None
         own = folder / options.log_tracker_name
         trackers["tensorboard"] = TensorBoard(own, arguments.get("tensorboard", {}), text)
-        say(f"Logging to {own}; look at it with: tensorboard --logdir {options.logging_dir}")
+        say(f"Logging to {own}; look at it with: tensorboard --logdir {shlex.quote(str(options.logging_dir))}")
     if "wandb" in options.kinds:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ LOG_LINES = 20
 # Events come fast at first, to be watched, and more slowly in a long run, whose record has to stay small.
 SLOWEST, GROWTH = 2.0, 1 / 500
 # Norms of weights take at most this share of the time.
-NORM_SHARE = 0.01
+NORM_SHARE = 0.005
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,7 @@ class Progress:
         done, self._pending = self._pending, None
         loss = float(done.loss)
         if not math.isfinite(loss):
-            raise UserError(
-                f"the loss became {loss} at step {done.step}, so training was stopped; files saved before are good. "
-                "Try a lower learning_rate, or mixed_precision bf16 or no"
-            )
+            raise _not_finite(f"the loss became {loss} at step {done.step}")
         self.losses.append(loss)
         self._unreported.append(loss)
         self._recent.append(loss)
@@ -151,7 +148,13 @@ class Progress:
             self._logs.write({"loss/epoch_average": self.loss_average}, step, epoch)
 
     def validated(self, found: Held, step: int, epoch: int) -> None:
-        """Tell the loss on the held out pictures after `step` steps, in epoch `epoch`."""
+        """Tell the loss on the held out pictures after `step` steps, in epoch `epoch`.
+
+        Raises:
+            UserError: it is not finite.
+        """
+        if not math.isfinite(found.loss):
+            raise _not_finite(f"the validation loss became {found.loss} after step {step}")
         by_timestep = {str(time): loss for time, loss in found.by_timestep.items()}
         events.emit("validation", step=step, epoch=epoch, loss=found.loss, by_timestep=by_timestep)
         curves = {"loss/validation/average": found.loss}
@@ -238,6 +241,13 @@ class Progress:
         """Take the bar down and close the logs."""
         self._bar.close()
         self._logs.close()
+
+
+def _not_finite(what: str) -> UserError:
+    return UserError(
+        f"{what}, so training was stopped; files saved before are good. Try a lower learning_rate, or mixed_precision "
+        "bf16 or no"
+    )
 
 
 def all_finite(tensors: list[Tensor]) -> bool:

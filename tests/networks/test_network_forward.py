@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backend.networks.adapter import attach
+from backend.networks.adapter import Adapter, attach
 from backend.networks.base import Network
 from backend.networks.lora import LoRAModule, create_network
 from tests.networks.tiny import TinyModel, make_model
@@ -208,6 +208,22 @@ def test_merging_into_half_precision_rounds_the_exact_sum_once(model: TinyModel,
     network.set_multiplier(0.3)
     network.merge_to(model.text_encoder, model.unet)
     assert torch.equal(module.weight, expected)
+
+
+def test_a_multiplier_that_stays_is_not_set_again(model: TinyModel, trained: Trained, monkeypatch) -> None:
+    # Setting an attribute of a module takes microseconds, and a training step asks for 1 twice.
+    network, touched = trained(model), []
+
+    def watched(adapter: Adapter, name: str, value: object) -> None:
+        touched.append(name)
+        nn.Module.__setattr__(adapter, name, value)
+
+    monkeypatch.setattr(Adapter, "__setattr__", watched)
+    network.set_multiplier(network.multiplier)
+    assert touched == []
+    network.set_multiplier(0.5)
+    assert touched == ["multiplier"] * len(network.adapters())
+    assert {adapter.multiplier for adapter in network.adapters()} == {0.5}
 
 
 def test_a_compiled_model_sees_the_network_and_its_multiplier() -> None:

@@ -18,7 +18,7 @@ from backend.config.train import TrainNetwork
 from backend.errors import ConfigError, UserError
 from backend.train import progress as progress_module
 from backend.train.feed import grouped
-from backend.train.logs import Logs
+from backend.train.logs import Logs, make_logs
 from backend.train.loop import train, training_step
 from backend.train.progress import Done, Gauges, Progress
 from backend.train.readings import memory, weight_norms
@@ -66,6 +66,11 @@ def test_tensorboard_reads_the_run_back(run_of, dataset, tmp_path) -> None:
     read = EventAccumulator(str(folder / "mine"))
     read.Reload()
     assert b"learning_rate = 0.001" in read.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+
+
+def test_the_line_that_shows_the_curves_can_be_copied(config_of, tmp_path, capsys) -> None:
+    make_logs(config_of(logging_dir=str(tmp_path / "my logs")), 0.0).close()
+    assert f"tensorboard --logdir '{tmp_path / 'my logs'}'" in capsys.readouterr().out
 
 
 def test_logging_changes_no_loss(run_of, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from backend.lora.file import read_lora
 from backend.networks.dylora import draw_rank
 from backend.train.loop import train
 from backend.train.setup import Run, prepare
-from backend.train.validation import fixed_noise, moments
+from backend.train.validation import Held, fixed_noise, moments
 
 
 @pytest.fixture
@@ -256,6 +257,19 @@ def test_the_loss_is_told_and_the_file_knows_of_it(run_of, dataset, tmp_path, mo
     expected |= {"max_validation_steps": "1", "validate_every_n_steps": "4", "validate_every_n_epochs": "None"}
     assert {name: metadata[f"ss_{name}"] for name in expected} == expected
     assert json.loads(metadata["ss_datasets"])[0]["num_train_images"] == 6
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(run_of, dataset, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv(events.VARIABLE, str(tmp_path / "events.jsonl"))
+    run = held_out_run(run_of, dataset, tmp_path, validate_every_n_steps=3, save_every_n_steps=1)
+    found = iter([1.0, math.inf])
+    object.__setattr__(run.validation, "loss", lambda *_: Held(next(found), {}))
+    with pytest.raises(UserError, match="validation loss became inf after step 6, .*files saved before are good"):
+        train(run)
+    # There is no file of the step that the network was judged at, and no event that is not JSON.
+    assert [path.stem for path in sorted(run.outputs.folder.glob("*.safetensors"))][-1] == "test-step00000005"
+    told = [event for event in events.read(tmp_path / "events.jsonl")[0] if event["event"] == "validation"]
+    assert [event["step"] for event in told] == [3]
 
 
 @pytest.mark.parametrize(
