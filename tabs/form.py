@@ -13,7 +13,6 @@ import gradio as gr
 from gradio.components import Component
 
 from backend.config.base import Command, Leaf, leaves, parse_text
-from tabs.text import as_written
 
 # Above this a browser's numbers are no longer exact.
 EXACT = 2**53
@@ -195,7 +194,10 @@ class Form:
         What is wrong with an argument within an option, "network_args.unit", stands at the option. A section that was
         folded away is opened, also where a search has left it out.
         """
-        at = {field.partition(".")[0]: message for field, message in reversed(list(problems.items()))}
+        at: dict[str, str] = {}
+        for field, message in problems.items():
+            name, _, argument = field.partition(".")
+            at.setdefault(name, f"{argument} {message}" if argument else message)
         own = [
             marked(at.get(name), widget.info) | ({"visible": True} if name in at else {})
             for name, widget in self.widgets.items()
@@ -238,7 +240,7 @@ def marked(problem: str | None, help_text: str, *classes: str) -> dict[str, Any]
     kept = ["option", *classes]
     if problem is None:
         return gr.update(info=help_text, elem_classes=kept)
-    return gr.update(info=as_written(problem), elem_classes=[*kept, "invalid"])
+    return gr.update(info=problem, elem_classes=[*kept, "invalid"])
 
 
 def draw_form(
@@ -303,7 +305,7 @@ def widget(leaf: Leaf, prefix: str, shown: Any) -> Component:
     """The widget of one option, with what it shows at first and help."""
     common: dict[str, Any] = {
         "label": leaf.name,
-        "info": as_written(leaf.help),
+        "info": leaf.help,
         "elem_id": f"{prefix}option-{leaf.name}",
         "elem_classes": ["option"],
         "min_width": 210,

@@ -1,6 +1,5 @@
 """Text and HTML of the tabs. Whatever comes from a user, a file or a log is escaped here and nowhere else."""
 
-import re
 import time
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -24,11 +23,6 @@ def problems_of(error: UserError) -> list[tuple[str, str]]:
 def complaint(error: UserError) -> str:
     """An error as the lines to be shown."""
     return problem_list(problems_of(error))
-
-
-def as_written(text: str) -> str:
-    """A text for a place that reads Markdown, such as a widget's help, so that it is shown as it is."""
-    return re.sub(r"(?<!\w)_|_(?!\w)|[*<>`~]", lambda found: f"\\{found[0]}", text)
 
 
 def notice(message: str) -> str:

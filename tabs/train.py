@@ -58,14 +58,14 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> gr.Timer:
                 opened=("model", "network", "optim", "samples"),
                 below={"network_args": lambda: blocks.append(draw_block_box())},
             )
+            form.adopt("dataset_config", box.choice)
+            for name, folder in box.folders.items():
+                form.adopt(name, folder)
+            form.groups.append((box.unfolded, tuple(box.folders), False))
             with search:
                 draw_search(form)
         with gr.Column(scale=5, min_width=400, elem_id="run-column"):
             panel = draw_panel(services, tab, TrainNetwork.command, Look("Train", IDLE, view))
-    form.adopt("dataset_config", box.choice)
-    for name, folder in box.folders.items():
-        form.adopt(name, folder)
-    form.groups.append((box.unfolded, tuple(box.folders), False))
     form.codecs["sample_prompts"] = keep
     form.lock()
     panel.start.interactive = False

@@ -113,6 +113,14 @@ def test_a_text_with_suggestions_is_a_choice_that_takes_others() -> None:
         assert base.resolve(TrainNetwork, values | asked).optim.optimizer == meant
 
 
+def test_numbers_in_a_list_are_read_as_toml_has_them_and_none_is_unset() -> None:
+    leaf = leaves(TrainNetwork)["face_crop_aug_range"]
+    for text in ("[2.0, 4.0]", "2,4", "2\n 4 "):
+        assert from_widget(leaf, text) == (2.0, 4.0)
+    assert from_widget(leaf, "") is None
+    assert from_widget(leaves(TrainNetwork)["text_encoder_lr"], " ") == ()
+
+
 def test_widgets_start_with_the_defaults() -> None:
     form = draw(TrainNetwork)
     assert form.widgets["learning_rate"].value == 1e-4
@@ -174,7 +182,7 @@ def test_a_mark_unfolds_its_section_and_one_within_an_option_stands_at_it() -> N
     section, advanced = form.mark({"extras.fused": "must be true or false"})[len(form.inputs) :]
     assert section["open"] is True and "open" not in advanced
     marked = dict(zip(form.widgets, form.mark({"extras.fused": "must be true or false"}), strict=False))
-    assert marked["extras"]["info"] == "must be true or false" and "invalid" in marked["extras"]["elem_classes"]
+    assert marked["extras"]["info"] == "fused must be true or false" and "invalid" in marked["extras"]["elem_classes"]
 
 
 def test_search_finds_by_name_and_help() -> None:
