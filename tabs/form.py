@@ -195,8 +195,8 @@ class Form:
         folded away is opened, also where a search has left it out.
         """
         at: dict[str, str] = {}
-        for field, message in problems.items():
-            name, _, argument = field.partition(".")
+        for place, message in problems.items():
+            name, _, argument = place.partition(".")
             at.setdefault(name, f"{argument} {message}" if argument else message)
         own = [
             marked(at.get(name), widget.info) | ({"visible": True} if name in at else {})
