@@ -20,6 +20,8 @@ from tabs import uploads
 
 FOLDER = "pictures"
 THUMBNAIL = 256
+# Stands in where only the pictures matter.
+SIZE = {"resolution": (PIXELS, PIXELS)}
 SMALL_FILE = 64 * 1024
 WIDEST = 2**16
 # What the form can change of a dataset, in its order.
@@ -130,7 +132,7 @@ def open_folders(folder: str, reg_folder: str = "", flags: Mapping[str, Any] | N
     """
     reg = Path(reg_folder.strip()) if reg_folder.strip() else None
     data = Data(train_data_dir=Path(folder.strip()), reg_data_dir=reg)
-    return Dataset(data.train_data_dir, dataset_of(data, flags or {"resolution": (PIXELS, PIXELS)}), own=False)
+    return Dataset(data.train_data_dir, dataset_of(data, SIZE if flags is None else flags), own=False)
 
 
 def choices(workspace: Workspace) -> list[tuple[str, str]]:

@@ -28,7 +28,6 @@ from tabs.training_view import draw_training_view
 from tabs.watch import Watch
 
 PRESET = "demo"
-STAND_IN = {"resolution": (64, 64)}
 IDLE = (
     "Nothing has been trained yet",
     "Press Train: the demo model and its dataset are ready, and take a few minutes on any machine. "
@@ -132,7 +131,7 @@ def check(workspace: Workspace, values: Mapping[str, Any], settings: Mapping[str
     if problems.keys() & {"dataset_config", "train_data_dir", "reg_data_dir"}:
         return problems
     # What a dataset leaves out may stand in the form; where that is wrong, a size that is missing is not said again.
-    rest = STAND_IN if problems else base.resolve(TrainNetwork, values, own).dataset_defaults.keys()
+    rest = datasets.SIZE if problems else base.resolve(TrainNetwork, values, own).dataset_defaults.keys()
     try:
         problems |= _check_dataset(workspace, values, settings, rest)
     except UserError as error:
