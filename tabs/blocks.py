@@ -42,6 +42,7 @@ element.addEventListener("change", (event) => {
 class BlockBox:
     """The widgets of the box."""
 
+    fold: gr.Accordion
     picture: gr.HTML
     curve: gr.Dropdown
     added: gr.Number
@@ -57,7 +58,7 @@ class BlockBox:
 
 def draw_block_box() -> BlockBox:
     """Draw the box, folded away; `connect_blocks` makes it live."""
-    with gr.Accordion("Blocks", open=False, elem_id="blocks", elem_classes=["advanced"]):
+    with gr.Accordion("Blocks", open=False, elem_id="blocks", elem_classes=["advanced"]) as fold:
         gr.HTML(
             '<div class="hint">Learning rate (a factor) and rank of every block of the U-Net. 0 leaves a block out. '
             "It is written to network_args above.</div>",
@@ -72,7 +73,7 @@ def draw_block_box() -> BlockBox:
             even = gr.Button("Ranks: all network_dim", size="sm", min_width=150, elem_id="blocks-even")
             rising = gr.Button("Ranks: rising to the middle", size="sm", min_width=150, elem_id="blocks-rising")
         picture = gr.HTML("", js_on_load=SCRIPT, apply_default_css=False, padding=False, elem_id="blocks-picture")
-    box = BlockBox(picture, curve, added, parts, set_rates, even, rising)
+    box = BlockBox(fold, picture, curve, added, parts, set_rates, even, rising)
     for button in box.buttons:
         button.interactive = False
     return box
@@ -119,8 +120,9 @@ def connect_blocks(form: Form, box: BlockBox) -> Callable[..., list[Any]]:
 
         return changed(change, shown)
 
+    # What arrives while the box is being unfolded may be lost, so it is drawn once more.
     gr.on(
-        [widget.change for widget in inputs],
+        [box.fold.expand, *(widget.change for widget in inputs)],
         draw,
         inputs,
         outputs_of(box),

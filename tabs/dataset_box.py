@@ -11,6 +11,8 @@ from gradio.components import Component
 
 from backend.config.base import Leaf
 from backend.config.dataset import DATASET_KEYS, SUBSET_KEYS
+from backend.config.declare import section_leaves
+from backend.config.training.data import Data
 from backend.errors import UserError
 from backend.serving import Services
 from backend.workspace import DEMO_DATASET, DEMO_MODEL, PROJECT, Workspace, make_slug
@@ -22,6 +24,7 @@ SHOWN = 240
 # Sizes that models are made for: the demo's, and Stable Diffusion 1's.
 DEMO_RESOLUTION, RESOLUTION = "64", "512"
 LEAVES: Mapping[str, Leaf] = {**DATASET_KEYS, **SUBSET_KEYS}
+FOLDERS: Mapping[str, Leaf] = {name: section_leaves(Data)[name] for name in ("train_data_dir", "reg_data_dir")}
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class DatasetBox:
 
     Attributes:
         choice: path of the chosen dataset's toml.
+        folders: `train_data_dir` and `reg_data_dir`, which stand in its place.
+        unfolded: the accordion that they are in.
         settings: the dataset's settings, in the order of `datasets.FIELDS`.
         view: what `show` updates.
         picked: file name of the picture whose caption is being edited.
@@ -37,6 +42,8 @@ class DatasetBox:
     """
 
     choice: gr.Dropdown
+    folders: dict[str, gr.Textbox]
+    unfolded: gr.Accordion
     settings: list[Component]
     view: list[Any]
     picked: gr.State
@@ -60,6 +67,13 @@ def draw_dataset_box(services: Services) -> DatasetBox:
             elem_id="option-dataset_config",
             elem_classes=["option"],
         )
+        with (
+            gr.Accordion(
+                "Or folders named by repeats", open=False, elem_id="dataset-folders", elem_classes=["advanced"]
+            ) as unfolded,
+            gr.Row(elem_classes=["options"]),
+        ):
+            folders = {name: _folder(FOLDERS[name]) for name in FOLDERS}
         summary = gr.HTML(elem_id="dataset-summary", padding=False)
         gallery = gr.Gallery(
             show_label=False,
@@ -94,32 +108,49 @@ def draw_dataset_box(services: Services) -> DatasetBox:
             min_width=140,
         )
         view = [summary, gallery, picked, editor, *settings]
-        box = DatasetBox(choice, settings, view, picked, editor, caption, gallery, resolution)
+        box = DatasetBox(choice, folders, unfolded, settings, view, picked, editor, caption, gallery, resolution)
         _draw_upload(workspace, box)
     _connect(workspace, box, save, remove)
     return box
 
 
-def show(workspace: Workspace, path: str | None) -> list[Any]:
-    """Updates of a box's `view` that show a dataset, or say why there is none to show."""
+def show(workspace: Workspace, path: str | None, folder: str = "", reg_folder: str = "") -> list[Any]:
+    """Updates of a box's `view` that show a dataset, or say why there is none to show.
+
+    Args:
+        workspace: where the datasets are.
+        path: of a dataset toml; without one, the folders count.
+        folder: a `train_data_dir`.
+        reg_folder: a `reg_data_dir`.
+    """
+    named = path or folder.strip()
     try:
-        dataset = datasets.open_dataset(workspace, path or "")
+        in_folders = not path and folder.strip()
+        dataset = (
+            datasets.open_folders(folder, reg_folder) if in_folders else datasets.open_dataset(workspace, path or "")
+        )
     except UserError as error:
         nothing = empty("No pictures chosen", "Choose a dataset above, or upload pictures below.")
         still = [gr.update(interactive=False) for _ in datasets.FIELDS]
-        return [complaint(error) if path else nothing, gr.update(visible=False), "", gr.update(visible=False), *still]
+        return [complaint(error) if named else nothing, gr.update(visible=False), "", gr.update(visible=False), *still]
     pictures = dataset.pictures()
     entries = [(str(small), picture.caption or "no caption") for picture, small in _shown(workspace, pictures)]
     words = [dataset.summary(pictures)]
     if len(pictures) > len(entries):
         words.append(f"{len(entries)} are shown")
-    words.append("click a picture to change its caption" if dataset.own else "read-only")
+    if dataset.config.in_folders:
+        words.append("resolution and train_batch_size stand below, in Dataset, where it leaves something out")
+    else:
+        words.append("click a picture to change its caption" if dataset.own else "read-only")
     return [
         f'<div class="hint">{" · ".join(words)}</div>',
         gr.update(value=entries, visible=bool(entries), selected_index=None),
         "",
         gr.update(visible=False),
-        *(gr.update(value=value, interactive=dataset.own) for value in dataset.settings().values()),
+        *(
+            gr.update(value=value, interactive=dataset.own, visible=not dataset.config.in_folders)
+            for value in dataset.settings().values()
+        ),
     ]
 
 
@@ -151,6 +182,19 @@ def _setting(leaf: Leaf) -> Component:
     if leaf.kind == "int":
         return gr.Number(leaf.default, **common)
     return gr.Textbox("", max_lines=1, **common)
+
+
+def _folder(leaf: Leaf) -> gr.Textbox:
+    return gr.Textbox(
+        "",
+        label=leaf.name,
+        info=leaf.help,
+        max_lines=1,
+        placeholder="none",
+        elem_id=f"option-{leaf.name}",
+        elem_classes=["option"],
+        min_width=210,
+    )
 
 
 def _draw_upload(workspace: Workspace, box: DatasetBox) -> None:
@@ -239,12 +283,34 @@ def _connect(workspace: Workspace, box: DatasetBox, save: gr.Button, remove: gr.
             return complaint(error)
         return f'<div class="hint">{dataset.summary(dataset.pictures())} · saved</div>'
 
+    folders = list(box.folders.values())
+
+    def chosen(path: str | None, *given: str) -> list[Any]:
+        """A dataset takes the place of folders."""
+        emptied = ["" if path and text else gr.skip() for text in given]
+        return [*emptied, *show(workspace, path, *given)]
+
+    def named(path: str | None, *given: str) -> list[Any]:
+        """And folders that of a dataset."""
+        instead = any(text.strip() for text in given)
+        return [None if path and instead else gr.skip(), *show(workspace, "" if instead else path, *given)]
+
     box.choice.change(
-        lambda path: show(workspace, path),
-        box.choice,
-        box.view,
+        chosen,
+        [box.choice, *folders],
+        [*folders, *box.view],
         show_progress="hidden",
         api_name="show_dataset",
+        api_visibility="private",
+    )
+    gr.on(
+        [folder.change for folder in folders],
+        named,
+        [box.choice, *folders],
+        [box.choice, *box.view],
+        show_progress="hidden",
+        trigger_mode="always_last",
+        api_name="show_folders",
         api_visibility="private",
     )
     box.gallery.select(

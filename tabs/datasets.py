@@ -11,13 +11,17 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from backend.config.dataset import PIXELS, DatasetConfig, DatasetOptions, SubsetOptions
+from backend.config.dataset_folders import dataset_of
 from backend.config.declare import section_leaves
+from backend.config.training.data import Data
 from backend.errors import UserError, workspace_errors
 from backend.workspace import DATASET_FILE, PROJECT, Workspace, slug
 from tabs import uploads
 
 FOLDER = "pictures"
 THUMBNAIL = 256
+# Stands in where only the pictures matter.
+SIZE = {"resolution": (PIXELS, PIXELS)}
 SMALL_FILE = 64 * 1024
 WIDEST = 2**16
 # What the form can change of a dataset, in its order.
@@ -54,6 +58,11 @@ class Dataset:
         """Where the pictures of an own dataset lie."""
         return self.path.parent / FOLDER
 
+    @property
+    def described(self) -> bool:
+        """Whether a file names the pictures, so that listing folders does not find them all."""
+        return any(subset.metadata_file for options in self.config.datasets for subset in options.subsets)
+
     def pictures(self) -> list[Picture]:
         """Every picture with its caption, folder by folder, by name."""
         return [
@@ -80,17 +89,25 @@ class Dataset:
     def summary(self, pictures: Sequence[Picture]) -> str:
         """What is in it and how long an epoch is, in one line."""
         own, others = sum(not picture.is_reg for picture in pictures), sum(picture.is_reg for picture in pictures)
+        if self.described:
+            return "its pictures are named by a metadata_file"
         bare = sum(not picture.caption for picture in pictures)
         parts = [f"{own} picture{'s' * (own != 1)}"]
         parts += [f"{others} regularisation pictures"] if others else []
         parts += [f"{bare} without a caption"] if bare else []
-        width, height = self.config.datasets[0].resolution
-        parts.append(f"trained at {width} × {height}")
+        if not self.config.in_folders:
+            width, height = self.config.datasets[0].resolution
+            parts.append(f"trained at {width} × {height}")
         return " · ".join(parts)
 
 
-def open_dataset(workspace: Workspace, path: str) -> Dataset:
+def open_dataset(workspace: Workspace, path: str, flags: Mapping[str, Any] | None = None) -> Dataset:
     """Read a dataset toml.
+
+    Args:
+        workspace: whose datasets may be changed here.
+        path: of the toml.
+        flags: values for keys that it leaves out.
 
     Raises:
         UserError: it is missing or wrong.
@@ -98,8 +115,24 @@ def open_dataset(workspace: Workspace, path: str) -> Dataset:
     if not path or not path.strip():
         raise UserError("choose a dataset, or upload pictures", "dataset_config")
     file = Path(path).expanduser()
-    config = DatasetConfig.load(file)
+    config = DatasetConfig.load(file, flags)
     return Dataset(file, config, _is_own(workspace, file, config))
+
+
+def open_folders(folder: str, reg_folder: str = "", flags: Mapping[str, Any] | None = None) -> Dataset:
+    """Read folders of folders that are named by their repeats, as `train_data_dir` and `reg_data_dir` have them.
+
+    Args:
+        folder: with the pictures to learn.
+        reg_folder: with regularisation pictures, "" for none.
+        flags: values for keys of a dataset toml; without any, a size stands in, which they need.
+
+    Raises:
+        UserError: they are missing, or have no such folders.
+    """
+    reg = Path(reg_folder.strip()) if reg_folder.strip() else None
+    data = Data(train_data_dir=Path(folder.strip()), reg_data_dir=reg)
+    return Dataset(data.train_data_dir, dataset_of(data, SIZE if flags is None else flags), own=False)
 
 
 def choices(workspace: Workspace) -> list[tuple[str, str]]:

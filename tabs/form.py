@@ -50,7 +50,11 @@ def from_widget(leaf: Leaf, shown: Any) -> Any:
         return int(shown) if whole else shown
     text = "" if shown is None else str(shown).strip()
     if leaf.kind == "list":
-        return tuple(parse_text(leaf.element, line) for line in text.splitlines() if line.strip())
+        if is_number(leaf.element):
+            # Also as the help and toml write several: [2.0, 4.0].
+            text = text.strip("[]()").replace(",", "\n")
+        items = tuple(parse_text(leaf.element, line.strip()) for line in text.splitlines() if line.strip())
+        return items or (None if leaf.optional else ())
     if leaf.kind == "table":
         return [line.strip() for line in text.splitlines() if line.strip()]
     if not text:
@@ -138,11 +142,16 @@ class Form:
         """Updates that show values; an option that is not among them goes to its default, a required one stays."""
         own = [
             gr.skip()
-            if leaf.required and name not in values
+            if self.keeps(name, values)
             else gr.update(value=self._show_one(leaf, values.get(name, leaf.default)))
             for name, leaf in ((name, self.leaves[name]) for name in self.widgets)
         ]
         return own + [update for composite in self.composites for update in composite.fill(values)]
+
+    def keeps(self, name: str, values: Mapping[str, Any]) -> bool:
+        """Whether `fill` leaves an option as it is: a required one that neither is among the values nor replaced."""
+        leaf = self.leaves[name]
+        return leaf.required and not any(each in values and each in self.names for each in (name, *leaf.alternatives))
 
     def lock(self) -> None:
         """Take no input until `unlocked` updates arrive: what is typed before the page is filled would be lost."""
@@ -180,9 +189,29 @@ class Form:
         return self.codecs[name][1](shown) if name in self.codecs else from_widget(self.leaves[name], shown)
 
     def mark(self, problems: Mapping[str, str]) -> list[Any]:
-        """Updates that show each problem at its field and take away what was marked before."""
-        own = [marked(problems.get(name), widget.info) for name, widget in self.widgets.items()]
-        return own + [update for composite in self.composites for update in composite.mark(problems)]
+        """Updates of `markable` that show each problem at its field, and take away what was marked before.
+
+        What is wrong with an argument within an option, "network_args.unit", stands at the option. A section that was
+        folded away is opened, also where a search has left it out.
+        """
+        at: dict[str, str] = {}
+        for place, message in problems.items():
+            name, _, argument = place.partition(".")
+            at.setdefault(name, f"{argument} {message}" if argument else message)
+        own = [
+            marked(at.get(name), widget.info) | ({"visible": True} if name in at else {})
+            for name, widget in self.widgets.items()
+        ]
+        own += [update for composite in self.composites for update in composite.mark(at)]
+        boxes = [
+            gr.update(open=True, visible=True) if at.keys() & set(names) else gr.skip() for _, names, _ in self.groups
+        ]
+        return own + boxes
+
+    @property
+    def markable(self) -> list[Any]:
+        """What `mark` updates."""
+        return [*self.inputs, *(accordion for accordion, _, _ in self.groups)]
 
     def search(self, query: str) -> list[Any]:
         """Updates of `searched` that leave the options with every word in name or help, and open their sections."""
@@ -192,12 +221,18 @@ class Form:
             gr.update(open=bool(words) or opened, visible=True if hits & set(names) else "hidden")
             for _, names, opened in self.groups
         ]
-        return accordions + [gr.update(visible=True if name in hits else "hidden") for name in self.widgets]
+        return accordions + [gr.update(visible=True if name in hits else "hidden") for name in self._found]
 
     @property
     def searched(self) -> list[Any]:
         """What `search` updates."""
-        return [accordion for accordion, _, _ in self.groups] + list(self.widgets.values())
+        return [accordion for accordion, _, _ in self.groups] + [self.widgets[name] for name in self._found]
+
+    @property
+    def _found(self) -> list[str]:
+        """The options that a search leaves out or shows: those that stand in a section."""
+        grouped = {name for _, names, _ in self.groups for name in names}
+        return [name for name in self.widgets if name in grouped]
 
 
 def marked(problem: str | None, help_text: str, *classes: str) -> dict[str, Any]:
@@ -287,7 +322,8 @@ def widget(leaf: Leaf, prefix: str, shown: Any) -> Component:
     if is_number(leaf):
         return gr.Number(value, step=_step(leaf), placeholder=UNSET if leaf.optional else "", **common)
     several = leaf.kind in ("list", "table") or leaf.widget == "text"
-    placeholder = "key=value, one a line" if leaf.kind == "table" else UNSET if leaf.optional else ""
+    unset = leaf.optional or leaf.kind == "list"
+    placeholder = "key=value, one a line" if leaf.kind == "table" else UNSET if unset else ""
     lines = {"lines": 1, "max_lines": 8 if several else 1}
     return gr.Textbox(value, placeholder=placeholder, **lines, **common)
 
@@ -313,7 +349,7 @@ def _draw_options(
             form.widgets[leaf.name] = made
 
     own = {name for name in makers if name}
-    wide = [leaf for leaf in group if leaf.widget == "text" or own & {leaf.name, leaf.widget}]
+    wide = [leaf for leaf in group if leaf.widget == "text" or leaf.suggestions or own & {leaf.name, leaf.widget}]
     several = [leaf for leaf in group if leaf.kind in ("list", "table") and leaf not in wide]
     switches = [leaf for leaf in group if leaf.kind == "bool" and leaf not in wide]
     others = [leaf for leaf in group if leaf not in wide + several + switches]

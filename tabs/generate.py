@@ -287,6 +287,8 @@ def _connect_rows(
         opened,
         [rows, *files],
         [rows, nothing, *outlines, *files],
+        # Else a tab that is chosen while the page is still being filled would not be looked at.
+        trigger_mode="always_last",
         api_name="generate_opened",
         **private,
     )

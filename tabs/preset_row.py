@@ -226,7 +226,7 @@ def _connect_toml(row: PresetRow, form: Form, root: Path) -> None:
     def bring(path: str) -> list[Any]:
         file = Path(path)
         try:
-            answer, values = _read(kind, file, form.names, foreign=row.scripts is not None)
+            answer, values = _read(form, file, foreign=row.scripts is not None)
         except UserError as error:
             return [complaint(error), *unfilled]
         finally:
@@ -275,14 +275,15 @@ def _connect_toml(row: PresetRow, form: Form, root: Path) -> None:
         connect_export(row.scripts, export_scripts, "preset_export_scripts")
 
 
-def _read(kind: Any, file: Path, shown: Sequence[str], foreign: bool) -> tuple[str, dict[str, Any]]:
-    """What an uploaded file says to a form that shows these options, and the report of it.
+def _read(form: Form, file: Path, foreign: bool) -> tuple[str, dict[str, Any]]:
+    """What an uploaded file says to a form, and the report of it.
 
     Raises:
         UserError: it is no config, or a toml of ours with a mistake where only those are read.
     """
     if file.suffix.lower() != LORA and file.stat().st_size > IMPORT_BYTES:
         raise UserError("is too large for a config", file.name)
+    kind, shown = form.command_class, form.names
     if not foreign:
         values = presets.imported(kind, file.read_bytes().decode("utf-8-sig", errors="replace"), file.name)
         ignored = [name for name in values if name not in shown]
@@ -294,7 +295,7 @@ def _read(kind: Any, file: Path, shown: Sequence[str], foreign: bool) -> tuple[s
         # The form shows prompts by their text, and keeps them as a file when they are used.
         values["sample_prompts"] = found.prompts
     by_page = [name for name in values if name not in shown]
-    kept = [name for name, leaf in leaves(kind).items() if leaf.required and name in shown and name not in values]
+    kept = [name for name in shown if form.keeps(name, values)]
     return told(found, file.name, by_page, kept), values
 
 

@@ -100,6 +100,10 @@ CSS = """
 .options > .form { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(170px, 100%), 1fr)); }
 .options .block > .container, .options .block > label.container { display: flex; flex-direction: column; height: 100%; }
 .options .container > .wrap, .options .container > .input-container, .options .container > input { margin-top: auto; }
+.option label span, .option .label-text, .option [data-testid=block-info] { overflow-wrap: anywhere;
+  white-space: normal; }
+.option label { min-width: 0; }
+.section > .label-wrap > span:first-child { text-align: left; }
 .option .info-text { line-height: 1.35; margin-bottom: 4px; }
 .hide-container > .html-container { padding: 0 !important; }
 .block:has(> .html-container > .prose:empty) { display: none; }

@@ -235,7 +235,7 @@ def _connect(services: Services, tool: Tool, form: Form, panel: RunPanel) -> Non
         button.click(
             partial(run, dry_run),
             [panel.watch, *form.inputs],
-            [panel.problems, *form.inputs, *panel.outputs],
+            [panel.problems, *form.markable, *panel.outputs],
             show_progress="hidden",
             concurrency_limit=1,
             api_name=f"{panel.command}_{'preview' if dry_run else 'start'}",

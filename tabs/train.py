@@ -57,11 +57,14 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> gr.Timer:
                 opened=("model", "network", "optim", "samples"),
                 below={"network_args": lambda: blocks.append(draw_block_box())},
             )
+            form.adopt("dataset_config", box.choice)
+            for name, folder in box.folders.items():
+                form.adopt(name, folder)
+            form.groups.append((box.unfolded, tuple(box.folders), False))
             with search:
                 draw_search(form)
         with gr.Column(scale=5, min_width=400, elem_id="run-column"):
             panel = draw_panel(services, tab, TrainNetwork.command, Look("Train", IDLE, view))
-    form.adopt("dataset_config", box.choice)
     form.codecs["sample_prompts"] = keep
     form.lock()
     panel.start.interactive = False
@@ -123,16 +126,32 @@ def make_config(values: Mapping[str, Any]) -> Callable[[Path], str]:
 
 def check(workspace: Workspace, values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
     """Everything that is wrong with a form and its dataset, by field; the dataset's settings are written on the way."""
-    problems = base.problems(TrainNetwork, values, {"output_dir": str(workspace.jobs)})
-    if "dataset_config" not in problems:
-        try:
-            dataset = datasets.open_dataset(workspace, str(values.get("dataset_config") or ""))
-            datasets.change_settings(dataset, settings)
-            if not any(not picture.is_reg for picture in dataset.pictures()):
-                problems["dataset_config"] = "the dataset has no pictures; upload some"
-        except UserError as error:
-            problems |= dict(problems_of(error))
+    own = {"output_dir": str(workspace.jobs)}
+    problems = base.problems(TrainNetwork, values, own)
+    if problems.keys() & {"dataset_config", "train_data_dir", "reg_data_dir"}:
+        return problems
+    # What a dataset leaves out may stand in the form; where that is wrong, a size that is missing is not said again.
+    rest = datasets.SIZE if problems else base.resolve(TrainNetwork, values, own).dataset_defaults.keys()
+    try:
+        problems |= _check_dataset(workspace, values, settings, rest)
+    except UserError as error:
+        problems |= dict(problems_of(error))
     return problems
+
+
+def _check_dataset(
+    workspace: Workspace, values: Mapping[str, Any], settings: Mapping[str, Any], flags: Mapping[str, Any]
+) -> dict[str, str]:
+    if values.get("train_data_dir"):
+        name = "train_data_dir"
+        dataset = datasets.open_folders(str(values[name]), str(values.get("reg_data_dir") or ""), flags)
+    else:
+        name = "dataset_config"
+        dataset = datasets.open_dataset(workspace, str(values.get(name) or ""), flags)
+        datasets.change_settings(dataset, settings)
+    if dataset.described or any(not picture.is_reg for picture in dataset.pictures()):
+        return {}
+    return {name: "the dataset has no pictures; upload some"}
 
 
 def _connect(services: Services, form: Form, box: DatasetBox, panel: RunPanel) -> None:
@@ -154,7 +173,7 @@ def _connect(services: Services, form: Form, box: DatasetBox, panel: RunPanel) -
     panel.start.click(
         train,
         [panel.watch, *form.inputs, *box.settings],
-        [panel.problems, *form.inputs, *panel.outputs],
+        [panel.problems, *form.markable, *panel.outputs],
         show_progress="hidden",
         concurrency_limit=1,
         api_name="train",
@@ -173,7 +192,7 @@ def _connect(services: Services, form: Form, box: DatasetBox, panel: RunPanel) -
 
 def _title(workspace: Workspace, values: Mapping[str, Any]) -> str:
     labels = {path: label for label, path in datasets.choices(workspace)}
-    path = str(values["dataset_config"])
+    path = str(values.get("dataset_config") or values["train_data_dir"])
     return f"{values['output_name']} · {labels.get(path, Path(path).stem)}"
 
 

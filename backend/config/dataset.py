@@ -124,8 +124,8 @@ class SubsetOptions(Section):
 
     face_crop_aug_range: Annotated[tuple[float, float] | None, ADVANCED] = None
     """Cut around the face, the shorter side of the cut being between these two numbers times the face's size, such as
-    [2.0, 4.0]. The face stands at the end of the file's name, in pixels: _<centre x>_<centre y>_<width>_<height>. Not
-    with cached latents."""
+    [2.0, 4.0]. The face stands at the end of the file's name: centre x, centre y, width and height in pixels, as in
+    anna_300_200_90_110.png. Not with cached latents."""
 
     resize_interpolation: Annotated[Interpolation | None, Option(advanced=True, spellings=INTERPOLATION_SPELLINGS)] = (
         None

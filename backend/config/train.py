@@ -39,14 +39,14 @@ class TrainNetwork(Command):
     dataset_defaults: DatasetFlags
     network: Network
     optim: Optim
-    noise: Noise
-    speed: Speed
     save: Save
     state: State
     samples: Samples
-    description: Description
+    speed: Speed
+    noise: Noise
     validation: Validation
     logs: Logs
+    description: Description
 
     @model_validator(mode="after")
     def _encoders_that_are_dropped_cannot_learn(self) -> "TrainNetwork":

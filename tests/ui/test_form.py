@@ -113,6 +113,14 @@ def test_a_text_with_suggestions_is_a_choice_that_takes_others() -> None:
         assert base.resolve(TrainNetwork, values | asked).optim.optimizer == meant
 
 
+def test_numbers_in_a_list_are_read_as_toml_has_them_and_none_is_unset() -> None:
+    leaf = leaves(TrainNetwork)["face_crop_aug_range"]
+    for text in ("[2.0, 4.0]", "2,4", "2\n 4 "):
+        assert from_widget(leaf, text) == (2.0, 4.0)
+    assert from_widget(leaf, "") is None
+    assert from_widget(leaves(TrainNetwork)["text_encoder_lr"], " ") == ()
+
+
 def test_widgets_start_with_the_defaults() -> None:
     form = draw(TrainNetwork)
     assert form.widgets["learning_rate"].value == 1e-4
@@ -153,13 +161,28 @@ def test_filling_goes_to_defaults_and_leaves_required_fields() -> None:
     assert updates["network_dim"]["value"] == 9
     assert updates["learning_rate"]["value"] == 1e-4
     assert "value" not in updates["dataset_config"]
+    # Unless an alternative takes its place.
+    updates = dict(zip(form.widgets, form.fill({"train_data_dir": "a/b"}), strict=True))
+    assert (updates["dataset_config"]["value"], updates["train_data_dir"]["value"]) == ("", "a/b")
 
 
 def test_marks_come_and_go() -> None:
     form = draw(Weave)
-    marked = dict(zip(form.widgets, form.mark({"width": "must be more"}), strict=True))
+    marked = dict(zip(form.widgets, form.mark({"width": "must be more"})[: len(form.widgets)], strict=True))
     assert (marked["width"]["info"], marked["width"]["elem_classes"]) == ("must be more", ["option", "invalid"])
     assert (marked["name"]["info"], marked["name"]["elem_classes"]) == ("What it is called.", ["option"])
+
+
+def test_a_mark_unfolds_its_section_and_one_within_an_option_stands_at_it() -> None:
+    form = draw(Weave)
+    assert len(form.mark({})) == len(form.markable)
+    assert form.mark({})[len(form.inputs) :] == [gr.skip()] * 2
+    section, advanced = form.mark({"folder": "is not there"})[len(form.inputs) :]
+    assert section["open"] is True and advanced["open"] is True and advanced["visible"] is True
+    section, advanced = form.mark({"extras.fused": "must be true or false"})[len(form.inputs) :]
+    assert section["open"] is True and "open" not in advanced
+    marked = dict(zip(form.widgets, form.mark({"extras.fused": "must be true or false"}), strict=False))
+    assert marked["extras"]["info"] == "fused must be true or false" and "invalid" in marked["extras"]["elem_classes"]
 
 
 def test_search_finds_by_name_and_help() -> None:
@@ -209,7 +232,7 @@ def test_several_widgets_stand_for_one_option() -> None:
     assert form.read([*shown, 3.0, 4.0])[0]["ratios"] == (3.0, 4.0)
     assert "ratios" not in form.read([*shown, 0, 4.0])[0]
     assert [update["value"] for update in form.fill({"ratios": (5, 6)})[-2:]] == [5, 6]
-    marks = form.mark({"ratios": "too many"})
+    marks = form.mark({"ratios": "too many"})[: len(form.inputs)]
     assert len(marks) == len(form.inputs) and marks[-2]["info"] == "too many"
     assert {widget.elem_id for widget in form.widgets.values()} >= {"x-option-name", "x-option-width"}
 
@@ -225,4 +248,4 @@ def test_a_mark_that_goes_leaves_the_help_of_the_widget_itself() -> None:
         return gr.Textbox(info="my own words")
 
     form = draw(Weave, special={"name": own})
-    assert dict(zip(form.widgets, form.mark({}), strict=True))["name"]["info"] == "my own words"
+    assert dict(zip(form.widgets, form.mark({}), strict=False))["name"]["info"] == "my own words"

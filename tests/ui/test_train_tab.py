@@ -206,6 +206,48 @@ def test_wrong_values_are_named_beside_the_form_and_at_the_field(
     expect(page.locator(".invalid")).to_have_count(0)
 
 
+def test_what_is_wrong_in_a_folded_section_is_seen(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    find = "#find-option textarea, #find-option input"
+    page.fill(find, "validation_split")
+    set_option(page, "validation_split", "3")
+    page.fill(find, "")
+    field = page.locator("#option-validation_split")
+    expect(page.locator("#option-network_dim")).to_be_visible()
+    expect(field).not_to_be_visible()
+    set_option(page, "network_args", "unit=2")
+    page.click(START)
+    expect(field).to_be_visible()
+    expect(page.locator("#option-validation_split.invalid")).to_contain_text("must be from 0 to 1, got 3")
+    expect(page.locator("#option-network_args.invalid")).to_contain_text("unit has no meaning for networks.lora")
+
+
+def test_folders_named_by_repeats_take_the_place_of_a_dataset(
+    open_page: Callable[..., Page], workspace: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "train" / "3_sks dog").mkdir(parents=True)
+    (tmp_path / "train" / "3_sks dog" / "one.png").write_bytes(picture())
+    page = open_page()
+    page.click("#dataset-folders > button")
+    set_option(page, "train_data_dir", str(tmp_path / "train"))
+    expect(page.locator("#dataset-summary")).to_contain_text("1 picture · resolution and train_batch_size")
+    expect(page.locator("#option-dataset_config input")).to_have_value("")
+    expect(page.locator("#dataset-resolution")).not_to_be_visible()
+    page.click(START)
+    expect(page.locator("#option-resolution.invalid")).to_be_visible()
+    set_option(page, "resolution", "64")
+    set_option(page, "max_train_steps", "3")
+    page.click(START)
+    expect(page.locator(STATUS)).to_contain_text("last · train")
+    config = tomllib.loads((jobs_of(workspace)[-1] / "config.toml").read_text())
+    assert config["data"]["train_data_dir"] == str(tmp_path / "train") and "dataset_config" not in config["data"]
+    page.click("#option-dataset_config input")
+    page.get_by_role("option", name="demo", exact=True).click()
+    expect(page.locator("#dataset-summary")).to_contain_text("12 pictures")
+    expect(page.locator("#option-train_data_dir input, #option-train_data_dir textarea").first).to_have_value("")
+    expect(page.locator("#dataset-resolution")).to_be_visible()
+
+
 def test_the_search_shows_what_is_sought_even_what_is_folded_away(open_page: Callable[..., Page]) -> None:
     page = open_page()
     expect(page.locator("#option-max_grad_norm")).not_to_be_visible()

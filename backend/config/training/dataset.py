@@ -22,6 +22,10 @@ VALIDATION = ("validation_split", "validation_seed")
 TOML_ONLY = (*SUBSET_ONLY, "class_tokens", "custom_attributes", "network_multiplier", *VALIDATION)
 
 
+# Keys without which there is hardly a dataset.
+BASIC = ("batch_size", "enable_bucket")
+
+
 class _Flags(Section):
     """Dataset, where it leaves something out."""
 
@@ -62,7 +66,7 @@ def _fields() -> dict[str, Any]:
     }
     left_out = (*TOML_ONLY, "resolution", "subsets")
     return {
-        FLAGS.get(name, name): (info.annotation, _advanced(info))
+        FLAGS.get(name, name): (info.annotation, info if name in BASIC else _advanced(info))
         for name, info in declared.items()
         if name not in left_out
     }
