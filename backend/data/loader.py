@@ -1,5 +1,6 @@
 """Pixels for training without cached latents: decoded and resized in worker processes, ahead of the training step."""
 
+import os
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -90,3 +91,6 @@ class _Pixels(Dataset[tuple[Tensor, Tensor | None] | UserError]):
 def _start_worker(_: int) -> None:
     # The workers share the cores already; threads of OpenCV inherited over a fork may hang.
     cv2.setNumThreads(0)
+    # Out of the group that Ctrl-C and `timeout` signal: the run finishes its step first, and needs its pictures for
+    # that. A worker whose run is gone ends by itself.
+    os.setpgrp()

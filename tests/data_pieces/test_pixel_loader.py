@@ -88,3 +88,13 @@ def test_the_loader_leaves_torchs_generator_alone(training_set):
     before = torch.random.get_rng_state()
     list(PixelLoader(0).epoch(training_set.epoch_batches(0, 0)))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_workers_are_out_of_reach_of_signals_to_the_runs_group(training_set):
+    """`timeout` and a terminal's Ctrl-C signal the whole group; the run has to finish its step."""
+    loader = PixelLoader(1, persistent=True)
+    stream = loader.epoch(training_set.epoch_batches(0, 0))
+    next(stream)
+    workers = [child.pid for child in active_children()]
+    assert workers and all(os.getpgid(pid) != os.getpgrp() for pid in workers)
+    list(stream)
