@@ -84,7 +84,9 @@ ROWS = (
     ),
 )
 OPTIMIZERS: Mapping[str, OptimizerRow] = {row.name.lower(): row for row in ROWS}
-NAMES = tuple(row.name for row in ROWS)
+# These can be named, and are told why they cannot train: one needs the loss as a function, one sparse gradients.
+UNFIT = ("LBFGS", "SparseAdam")
+NAMES = tuple(row.name for row in ROWS if row.name not in UNFIT)
 
 
 def find_row(name: str) -> OptimizerRow | None:
