@@ -9,7 +9,7 @@ from backend.config.base import leaves, problems, resolve
 from backend.config.dataset import DATASET_KEYS, SUBSET_KEYS, DatasetConfig
 from backend.config.dataset_folders import dataset_of
 from backend.config.train import TrainNetwork
-from backend.config.training.dataset import FLAGS, TOML_ONLY, VALIDATION
+from backend.config.training.dataset import BASIC, FLAGS, TOML_ONLY, VALIDATION
 from backend.errors import ConfigError, UserError
 
 REQUIRED = {"pretrained_model_name_or_path": "m", "output_dir": "o"}
@@ -47,7 +47,7 @@ def test_every_key_of_the_toml_has_a_flag_of_the_same_declaration():
             assert name not in flags or name in VALIDATION
             continue
         flag = flags[FLAGS.get(name, name)]
-        assert (flag.section, flag.advanced) == ("dataset_defaults", name != "resolution")
+        assert (flag.section, flag.advanced) == ("dataset_defaults", name not in (*BASIC, "resolution"))
         if name != "resolution":
             same = ("kind", "default", "help", "ge", "gt", "le", "multiple_of", "aliases")
             assert [getattr(flag, each) for each in same] == [getattr(key, each) for each in same]
@@ -102,6 +102,21 @@ def test_flags_reach_the_folders(folders):
     (options,) = dataset(train_data_dir=str(folders / "train"), resolution="512x768", **flags).datasets
     assert (options.resolution, options.enable_bucket, options.bucket_no_upscale) == ((512, 768), True, True)
     assert all(s.shuffle_caption and s.caption_extension == ".tags" for s in options.subsets)
+
+
+# One value of each kind that is no key's default.
+VALUES = {"bool": True, "int": 8, "float": 0.5, "str": ".x", "path": "x", "choice": "nearest", "list": [2.0, 4.0]}
+
+
+@pytest.mark.parametrize("key", sorted(set(DATASET_KEYS | SUBSET_KEYS) - {*TOML_ONLY, "resolution"}))
+def test_every_flag_arrives(folders, key):
+    leaf = (DATASET_KEYS | SUBSET_KEYS)[key]
+    value = VALUES[leaf.kind]
+    (options,) = dataset(train_data_dir=str(folders / "train"), resolution=512, **{FLAGS.get(key, key): value}).datasets
+    # Folders say their repeats by their names.
+    places = [] if key == "num_repeats" else [options] if key in DATASET_KEYS else options.subsets
+    wanted = tuple(value) if isinstance(value, list) else value
+    assert value != leaf.default and all(getattr(place, key) == wanted for place in places)
 
 
 def test_folders_that_cannot_be_used_are_named(folders, tmp_path):

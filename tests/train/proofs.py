@@ -5,7 +5,7 @@ set in both runs for the option to have a meaning. Every other aspect has to sta
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from backend.config.dataset import DATASET_KEYS, SUBSET_KEYS
@@ -279,17 +279,10 @@ PROOFS: dict[str, Proof] = {
     "dataset.conditioning_data_dir": elsewhere(f"{PIXELS}::test_half_a_mask_is_half_the_loss_of_its_picture"),
 }
 
-
-def as_flag(key: str, flag: str) -> Proof:
-    """A key of the dataset toml given as a flag changes the same."""
-    proof = PROOFS[f"dataset.{key}"]
-    if key in ("resolution", "batch_size"):  # every toml of these tests has them
-        return elsewhere(f"{SETS}::test_folders_train_as_the_same_toml_does")
-    options = {flag if name == f"dataset.{key}" else name: value for name, value in proof.options.items()}
-    return replace(proof, options=options)
-
-
+# Keys of the dataset toml given as flags are the same declarations: what they change is shown above, that they arrive
+# is shown there.
 PROOFS |= {
-    flag: as_flag(key, flag)
-    for key, flag in ((key, FLAGS.get(key, key)) for key in (*DATASET_KEYS, *SUBSET_KEYS) if key not in TOML_ONLY)
+    FLAGS.get(key, key): elsewhere(f"{FLAGS_OF_SETS}::test_every_flag_arrives")
+    for key in (*DATASET_KEYS, *SUBSET_KEYS)
+    if key not in TOML_ONLY
 }
