@@ -16,4 +16,4 @@ fi
 # As many processes as cores, with one thread each, the tests of a file together; -n 0 runs them in one process.
 cores=$(env -u OMP_NUM_THREADS nproc)  # which believes that variable
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$python" -m pytest -n "$cores" --dist loadfile "$@"
+exec "$python" -m pytest -n "$cores" --dist loadfile --no-loadscope-reorder "$@"
