@@ -1,16 +1,25 @@
-"""The order of the tests: files that take longest first, so that no process is left with one of them at the end."""
+"""The order of the tests, and which of them are for a long run only."""
 
 from pathlib import Path
 
 import pytest
 
-# By folder, what comes first; files not named here follow. Within a place the order stays.
+# By file or folder, what comes first, so that no process is left with the longest at the end; all others follow.
 FIRST = ("test_end_to_end.py", "ui", "serving", "train")
+LONG = "takes long and is shown in parts by others: ./test.sh --long runs it"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--long` runs the tests that are marked so."""
+    parser.addoption("--long", action="store_true", help="also run the tests that are marked long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Sort by place; the tests themselves pass in any order."""
     items.sort(key=lambda item: place(item.path))
+    for item in items:
+        if "long" in item.keywords and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason=LONG))
 
 
 def place(path: Path) -> int:

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from backend.config.base import resolve
 from backend.config.train import TrainNetwork
-from backend.families.base import Model, load_model, save_diffusers
+from backend.families.base import LoadOptions, Model, load_model, save_diffusers
 from backend.families.build import random_model
 from backend.train.setup import Run, prepare
 from tests.train.traces import trace
@@ -109,6 +110,16 @@ def run_of(config_of, model, monkeypatch) -> Callable[..., Run]:
     return lambda **options: prepare(config_of(**{"overwrite": True} | options))
 
 
+@lru_cache(maxsize=4)
+def _loaded(source: str, revision: str | None, options: LoadOptions) -> Model:
+    return load_model(source, revision, options, dtype=None)
+
+
+def loaded_once(source: str, revision: str | None, options: LoadOptions, dtype: None) -> Model:
+    """As `load_model`, which reads the files anew each time."""
+    return copy_of(_loaded(source, revision, options))
+
+
 @pytest.fixture(scope="module")
 def known_traces() -> dict[str, dict[str, str]]:
     """Traces by options, as many rows begin with the same run."""
@@ -128,6 +139,7 @@ def traced(config_of, dataset, known_traces, tmp_path, monkeypatch) -> Callable[
             if "dataset_config" not in own:
                 own["dataset_config"] = str(dataset(3, 1, 2, "\n".join(lines)))
             with monkeypatch.context() as patch:
+                patch.setattr("backend.train.setup.load_model", loaded_once)
                 run = prepare(config_of(**{"output_dir": str(tmp_path / f"run{len(known_traces)}"), **RUN, **own}))
                 known_traces[key] = trace(run, patch)
         return known_traces[key]

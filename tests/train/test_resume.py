@@ -32,6 +32,8 @@ KINDS = {
     "AdaFactor": {"optimizer_type": "AdaFactor"},
     "bf16 throughout": {"mixed_precision": "bf16", "full_bf16": True},
 }
+# Those that run without --long.
+SHORT = ("plain", "accumulation", "DyLoRA", "dropouts", "schedule-free", "8 bits")
 DATA = 'caption_dropout_rate = 0.3\nshuffle_caption = true\ncaption_separator = " "\nflip_aug = true'
 
 
@@ -64,7 +66,13 @@ def stopped_after(step: int, run: Run, monkeypatch) -> Path:
 
 
 # Of three steps to an epoch, or two with accumulation: some stop within one, some at its end.
-@pytest.mark.parametrize(("name", "step"), [(name, 2 + number % 2) for number, name in enumerate(KINDS)])
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        pytest.param(name, 2 + number % 2, marks=[] if name in SHORT else pytest.mark.long)
+        for number, name in enumerate(KINDS)
+    ],
+)
 def test_a_resumed_run_ends_bit_for_bit_as_one_that_went_through(
     run_of, dataset, tmp_path, monkeypatch, name, step
 ) -> None:

@@ -135,6 +135,7 @@ def the_multiplier_doses_the_feature(lora: Path) -> None:
     assert min(full["colour"], full["shape"], full["background"]) >= 0.70
 
 
+@pytest.mark.long
 def test_uploaded_pictures_are_trained_the_same_way(open_page: Callable[..., Page], tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
     demo = PROJECT / "backend" / "demo" / "dataset" / "images"
