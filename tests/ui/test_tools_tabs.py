@@ -140,6 +140,7 @@ def test_rows_become_models_and_ratios_and_the_result_is_drawn(open_page: Callab
     expect(page.locator("#loras .lora-file input").first).to_have_value(re.compile("^my mix · "))
 
 
+@pytest.mark.long
 def test_a_row_that_is_removed_does_not_count(open_page: Callable[..., Page], workspace: Path) -> None:
     page = open_page()
     open_tool(page, SVD)
@@ -151,6 +152,7 @@ def test_a_row_that_is_removed_does_not_count(open_page: Callable[..., Page], wo
     assert newest(workspace)[1]["models"] == [str(workspace / "loras" / "stripes.safetensors")]
 
 
+@pytest.mark.long
 def test_a_preview_runs_dry_and_offers_nothing(open_page: Callable[..., Page], workspace: Path) -> None:
     page = open_page()
     open_tool(page, DYLORA)
@@ -170,6 +172,7 @@ def test_a_preview_runs_dry_and_offers_nothing(open_page: Callable[..., Page], w
     assert "dry_run" not in newest(workspace)[1]
 
 
+@pytest.mark.long
 def test_a_merged_checkpoint_is_a_model_elsewhere(open_page: Callable[..., Page], workspace: Path) -> None:
     page = open_page()
     open_tool(page, MERGE)
@@ -247,6 +250,7 @@ def test_why_a_tool_failed_stands_there_and_a_slow_one_is_stopped(open_page: Cal
     expect(page.locator(f"#{SVD}-status .state")).to_have_text("stopped by you")
 
 
+@pytest.mark.long
 def test_uploads_come_into_the_workspace_and_into_the_form(
     open_page: Callable[..., Page], workspace: Path, tmp_path: Path
 ) -> None:
@@ -311,6 +315,7 @@ def test_resizing_is_shown_before_it_runs_and_makes_a_dataset(open_page: Callabl
     options_with(page, "#option-dataset_config", "small")
 
 
+@pytest.mark.long
 def test_a_preset_fills_the_rows_and_the_result(open_page: Callable[..., Page], workspace: Path) -> None:
     page = open_page()
     open_tool(page, SVD)
@@ -335,6 +340,7 @@ def test_a_preset_fills_the_rows_and_the_result(open_page: Callable[..., Page], 
     expect(page.locator(f"#{SVD}-kind input")).to_have_value(".ckpt")
 
 
+@pytest.mark.long
 def test_only_the_tab_that_is_seen_asks_the_server(open_page: Callable[..., Page]) -> None:
     page = open_page()
     open_tool(page, DIFF)

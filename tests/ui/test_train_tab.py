@@ -140,6 +140,7 @@ def test_a_closed_tab_loses_nothing_and_a_restarted_server_finds_the_job(
         expect(page.locator(f"{STATUS} .state")).to_have_text("stopped by you")
 
 
+@pytest.mark.long
 def test_a_second_press_of_stop_kills(open_page: Callable[..., Page]) -> None:
     page = open_page()
     set_option(page, "max_train_steps", "9000")
