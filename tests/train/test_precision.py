@@ -143,7 +143,7 @@ def test_attention_in_slices_computes_the_same(run_of) -> None:
     assert_same(expected, found, 1e-4)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_compiled_model_learns_the_same(run_of) -> None:
     expected = train(run_of(max_train_steps=2)).losses
     run = run_of(max_train_steps=2, torch_compile=True, dynamo_backend="eager")
