@@ -184,8 +184,8 @@ def said_of_gpus(path: Path) -> None:
     if not has_gpu() and not has_section("train cuda suite", path):
         text = (
             "## The training step, GPU\n\nNot measured: the machine has no GPU. `python -m benchmarks.train "
-            "--gpu_suite --write` fills this in: Stable Diffusion 1.5 at 512 px and XL at 1024 px, images per second against the "
-            "yardstick and peak memory against the limits of 6, 10 and 8 GB."
+            "--gpu_suite --write` fills this in: Stable Diffusion 1.5 at 512 px and XL at 1024 px, images per second "
+            "against the yardstick, and peak memory against the limits of 6, 10 and 8 GB."
         )
         write_section("train cuda suite", text, path)
 
