@@ -51,3 +51,31 @@ class Settings:
         words += ["float32" if self.precision == "no" else self.precision]
         words += ["checkpointing"] if self.checkpointing else []
         return ", ".join([*words, *(word.removeprefix("--") for word in self.extra)])
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One comparison of how pictures are drawn.
+
+    Attributes:
+        model, resolution, device, threads, checkpoint: as in `Settings`.
+        precision: of U-Net and text encoders, no, fp16 or bf16.
+        steps: of denoising.
+        scale: of guidance.
+        lora: a LoRA file for the model.
+    """
+
+    model: str
+    resolution: int
+    precision: str
+    steps: int
+    scale: float
+    device: str
+    threads: int
+    checkpoint: Path | None
+    lora: Path
+
+    @property
+    def family(self) -> str:
+        """The model's family, a name of `backend.families.base.FAMILIES`."""
+        return FAMILY_OF[self.model]
