@@ -18,6 +18,7 @@ from backend.errors import UserError
 from backend.families.base import LoadOptions, load_model
 from backend.families.clip_text import encode_texts
 from backend.families.model import Conditioning, Model
+from backend.generate.convolution import as_matrix_products
 from backend.generate.images import numbered, to_pictures
 from backend.generate.prompts import Request
 from backend.generate.samplers import make_solver
@@ -139,8 +140,13 @@ class FoldedWeight:
 
 
 def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Freeze, move and cast a module, with `nn.Module.to`: the one of diffusers warns of an empty list of modules."""
-    return nn.Module.to(module, device, dtype).requires_grad_(False)
+    """Freeze, move and cast a module, with `nn.Module.to`: the one of diffusers warns of an empty list of modules.
+
+    Channels come last in memory, as convolutions compute so anyway and would turn their inputs around at each call.
+    """
+    placed = nn.Module.to(module, device, dtype, memory_format=torch.channels_last).requires_grad_(False)
+    as_matrix_products(placed)
+    return placed
 
 
 class GenerationModel:

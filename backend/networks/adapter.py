@@ -1,7 +1,7 @@
 """What a network puts on one module: an adapter, with what the adapters of every kind have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,24 @@ class Adapter(nn.Module, ABC):
             ValueError: it is of another kind, rank or shape.
         """
 
+    def through(self, module: nn.Module, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The module's output with the adapter's contribution, both in one where a kind can.
+
+        Args:
+            module: which it sits on.
+            plain: what the module computes by itself.
+            x: its input.
+        """
+        return self(x, plain(x))
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes anything now."""
+        if not self.multiplier:
+            return False
+        dropout = self.dropout
+        return dropout is None or not self.training or not dropout.skips(self.place.number)
+
     def delta(self) -> Tensor:
         """The change of the module's weight at multiplier 1."""
         return self.layer().delta()
@@ -127,18 +145,66 @@ class Adapter(nn.Module, ABC):
             unexpected.remove(name)
 
 
-def attach(adapter: Adapter, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-    """Have an adapter act on a module until the handle's `remove`.
+class Adapted:
+    """What a module computes while adapters are on it; it stands in the place of the module's `forward`.
 
-    At multiplier 0, and where dropout leaves the adapter out, the module's output stays bit for bit.
+    Attributes:
+        module: of which.
+        plain: what the module computes by itself.
+        adapters: in the order in which they act.
     """
 
-    def after_forward(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if not adapter.multiplier:
-            return None
-        dropout = adapter.dropout
-        if dropout is not None and adapter.training and dropout.skips(adapter.place.number):
-            return None
-        return adapter(inputs[0], output)
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.plain: Callable[..., Tensor] = module.forward
+        self.adapters: list[Adapter] = []
 
-    return module.register_forward_hook(after_forward)
+    def __call__(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        """At multiplier 0, and where dropout leaves the adapter out, the module's output stays bit for bit."""
+        output = None
+        for adapter in self.adapters:
+            if not adapter.acts:
+                continue
+            if output is None and not (rest or named):
+                output = adapter.through(self.module, self.plain, x)
+            else:
+                output = adapter(x, self.plain(x, *rest, **named) if output is None else output)
+        return self.plain(x, *rest, **named) if output is None else output
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """An adapter's hold on a module, until `remove`."""
+
+    adapter: Adapter
+    module: nn.Module
+
+    def remove(self) -> None:
+        """Take the adapter off; the others stay. A module without adapters is as it was before the first."""
+        adapted = self.module.__dict__.get("forward")
+        if not isinstance(adapted, Adapted):
+            return
+        adapted.adapters = [one for one in adapted.adapters if one is not self.adapter]
+        if not adapted.adapters:
+            set_plain(self.module, adapted.plain, adapters=False)
+
+
+def attach(adapter: Adapter, module: nn.Module) -> Attachment:
+    """Have an adapter act on a module, after those that are on it already."""
+    adapted = module.__dict__.get("forward")
+    if not isinstance(adapted, Adapted):
+        adapted = Adapted(module)
+        module.forward = adapted
+    adapted.adapters = [*adapted.adapters, adapter]
+    return Attachment(adapter, module)
+
+
+def set_plain(module: nn.Module, forward: Callable[..., Tensor], adapters: bool = True) -> None:
+    """Set what a module computes by itself, below the adapters on it; with `adapters` False those go."""
+    adapted = module.__dict__.get("forward")
+    if adapters and isinstance(adapted, Adapted):
+        adapted.plain = forward
+    elif getattr(forward, "__func__", None) is type(module).forward:
+        del module.forward
+    else:
+        module.forward = forward

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from backend.errors import UserError
 from backend.lora.file import layers_of, listing, write_lora
 from backend.lora.fit import check_keys
-from backend.networks.adapter import Adapter, attach
+from backend.networks.adapter import Adapter, Attachment, attach
 from backend.networks.dropout import Dropout, DropoutRates
 from backend.networks.modules import FoundModule, TextEncoders, find_modules
 
@@ -54,8 +54,8 @@ class Network(nn.Module):
     """The adapters of one LoRA file, or of one training run.
 
     `text_encoder_loras` and `unet_loras` list them in the order of the file. Several networks can sit on one model at a
-    time, and can be taken off in any order. An adapter acts through a forward hook of its module, whose parameters and
-    class stay as they are. The parameters are float32 unless `to` says otherwise, whatever the model.
+    time, and can be taken off in any order. An adapter stands in the place of its module's `forward`; the module's
+    parameters and class stay as they are. The parameters are float32 unless `to` says otherwise, whatever the model.
 
     Args:
         adapters: each knows its place.
@@ -78,7 +78,7 @@ class Network(nn.Module):
         self.rates = rates
         largest = max((adapter.lora_dim for adapter in adapters), default=0)
         self.dropout = Dropout(dropout, len(adapters), largest) if dropout.any else None
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._attached: list[Attachment] = []
         self._resting: list[Adapter] = []
         for adapter in self.adapters():
             adapter.dropout = self.dropout
@@ -130,13 +130,13 @@ class Network(nn.Module):
             self._drop(self.text_encoder_loras)
         if not apply_unet:
             self._drop(self.unet_loras)
-        self._hooks = [attach(adapter, found.module) for adapter, found in self._pairs(text_encoder, unet)]
+        self._attached = [attach(adapter, found.module) for adapter, found in self._pairs(text_encoder, unet)]
 
     def remove(self) -> None:
         """Take the network off its model, which then is as before; other networks on it stay."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        for attachment in self._attached:
+            attachment.remove()
+        self._attached = []
 
     def merge_to(
         self, text_encoder: TextEncoders, unet: nn.Module | None, weights_sd: Mapping[str, Tensor] | None = None

@@ -1,6 +1,7 @@
 """LoRA (Hu et al. 2021): LoRA-LierLa on linear layers and 1x1 convolutions, LoRA-C3Lier on 3x3 convolutions too."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from backend.errors import UserError
 from backend.lora.layer import Layer, LoraLayer
 from backend.networks.adapter import Adapter
 from backend.networks.build import Kind, library_face
+from backend.networks.fused import adapted_linear, is_matrix
 
 
 class LoRAModule(Adapter):
@@ -48,6 +50,25 @@ class LoRAModule(Adapter):
         else:
             change = _apply(self.lora_up, self.lora_up.weight[:, : self.rows], inner)
         return torch.add(output, change, alpha=self.scale * self.multiplier).to(output.dtype)
+
+    def through(self, module: nn.Module, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """See `Adapter.through`; a linear layer or 1x1 convolution and its LoRA are one step of the graph."""
+        if self.training and self.dropout is not None or not is_matrix(module, plain):
+            return self(x, plain(x))
+        down, up = self.lora_down.weight, self.lora_up.weight
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else down.dtype
+        if module.weight.dtype != dtype or (x.dtype != dtype and not torch.is_autocast_enabled(kind)):
+            return self(x, plain(x))
+        if self.rows is not None:
+            down, up = down[: self.rows], up[:, : self.rows]
+        scale = self.scale * self.multiplier
+        if down.dim() == 4:
+            x = x.permute(0, 2, 3, 1)
+        output = adapted_linear(
+            x.to(dtype), module.weight.flatten(1), module.bias, down.flatten(1), up.flatten(1), scale
+        )
+        return output.permute(0, 3, 1, 2) if down.dim() == 4 else output
 
     def layer(self) -> LoraLayer:
         """Its weights as a value, whatever rows are in use; the tensors are its own."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
+from backend.networks.adapter import set_plain
+
 STORED = torch.float8_e4m3fn
 LARGEST = torch.finfo(STORED).max
 
@@ -85,7 +87,7 @@ def _pack_module(module: nn.Linear | nn.Conv2d) -> None:
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         return _Layer.apply(x.to(dtype), module.weight, module.weight_scale, module.bias, options)
 
-    module.forward = forward
+    set_plain(module, forward)
 
 
 def inner_modules(module: nn.Module, parts: tuple[str, ...]) -> list[nn.Module]:
