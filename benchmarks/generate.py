@@ -10,7 +10,6 @@ difference of a pixel between ours and diffusers' picture, of 255, shows that bo
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from benchmarks.pairs.drawing import write_lora
 from benchmarks.pairs.machine import has_gpu, machine, today
 from benchmarks.pairs.models import checkpoint_folder
-from benchmarks.pairs.page import PAGE, table, write_section
+from benchmarks.pairs.page import PAGE, quoted, table, write_section
 from benchmarks.pairs.settings import Drawing
 from benchmarks.pairs.turns import Child, Ratio, SideFailed, Turn, on_one_line, take_turns, tell
 
@@ -169,8 +168,7 @@ def main() -> None:
     text = f"{table(columns, rows)}\n\n{verdict(found, options.pictures)}"
     tell(f"{what}\n\n{text}")
     if options.write:
-        words = [word for word in sys.argv[1:] if word != "--write"]
-        command = f"`{' '.join(['python -m benchmarks.generate', *words])}`, {today()}, on {machine(device)}; {what}."
+        command = f"`{quoted('generate')}`, {today()}, on {machine(device)}; {what}."
         title = f"## Drawing with a LoRA, {'GPU' if device == 'cuda' else 'CPU'}, {options.model}"
         write_section(f"generate {device} {options.model}", f"{title}\n\n{command}\n\n{text}", options.write)
 

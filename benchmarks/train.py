@@ -15,7 +15,6 @@ captions in each step, as the example does, and ours has latents cached and capt
 import argparse
 import dataclasses
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.pairs.machine import has_gpu, machine, today
 from benchmarks.pairs.models import checkpoint_folder
-from benchmarks.pairs.page import PAGE, has_section, table, write_section
+from benchmarks.pairs.page import PAGE, has_section, quoted, table, write_section
 from benchmarks.pairs.pictures import BATCHES, draw_pictures
 from benchmarks.pairs.settings import FAMILY_OF, Settings
 from benchmarks.pairs.turns import Child, Peaks, Ratio, SideFailed, Turn, on_one_line, take_turns, tell
@@ -167,11 +166,10 @@ def attempt(case: Case, profile: bool = False) -> list[str]:
 
 def section(options: argparse.Namespace, device: str, rows: Sequence[Sequence[str]], ended: bool) -> str:
     """The text for the page."""
-    words = [word for word in sys.argv[1:] if word != "--write"]
     where = "GPU" if device == "cuda" else "CPU"
     lines = [
         f"## The training step, {where}{'' if options.gpu_suite else ', ' + options.model}",
-        f"`{' '.join(['python -m benchmarks.train', *words])}`, {today()}, on {machine(device)}.",
+        f"`{quoted('train')}`, {today()}, on {machine(device)}.",
         table(COLUMNS, rows),
     ]
     if not ended:

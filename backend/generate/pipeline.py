@@ -166,6 +166,8 @@ class GenerationModel:
         place(model.vae, self.device, torch.float32).eval()
         self.loras: tuple[tuple[str, float], ...] = ()
         self._touched: dict[str, FoldedWeight] = {}
+        # What is in the weights now; it keeps the files alive, so that none can be taken for another.
+        self._acting: list[tuple[LoraFile, float]] = []
         self._files: dict[tuple[str, int, int], LoraFile] = {}
 
     @cached_property
@@ -184,17 +186,20 @@ class GenerationModel:
         """
         files = [(self._read(Path(path)), float(multiplier)) for path, multiplier in loras]
         self._files = {key: file for key, file in self._files.items() if any(file is used for used, _ in files)}
+        self.loras = tuple((Path(path).stem, float(multiplier)) for path, multiplier in loras)
+        acting = [(file, multiplier) for file, multiplier in files if multiplier]
+        if [(id(file), multiplier) for file, multiplier in acting] == [(id(file), by) for file, by in self._acting]:
+            return
+        self._acting = acting
         layers: dict[str, list[tuple[Layer, float]]] = {}
-        for file, multiplier in files:
-            if multiplier:
-                for key, layer in file.layers.items():
-                    layers.setdefault(key, []).append((layer, multiplier))
+        for file, multiplier in acting:
+            for key, layer in file.layers.items():
+                layers.setdefault(key, []).append((layer, multiplier))
         for key in self._touched.keys() | layers.keys():
             if key not in self._touched:
                 weight = self.modules[key].module.weight
                 self._touched[key] = FoldedWeight(weight, weight.detach().clone())
             self._touched[key].set(layers.get(key, ()))
-        self.loras = tuple((Path(path).stem, float(multiplier)) for path, multiplier in loras)
 
     def _read(self, path: Path) -> LoraFile:
         try:

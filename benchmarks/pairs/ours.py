@@ -65,10 +65,9 @@ class Ours:
         self._done = 0
 
     def _batches(self) -> Iterator[list[MicroBatch]]:
-        run, epoch = self.run, 0
-        while True:
-            yield from grouped(run.feed(run.training_set.epoch_batches(run.seed, epoch)), 1)
-            epoch += 1
+        run = self.run
+        for epoch in range(run.epochs):
+            yield from grouped(run.feed(run.batches_left(epoch * run.steps_per_epoch, epoch)), 1)
 
     def get_ready(self, count: int) -> None:
         """Nothing has to be laid out for the next steps."""

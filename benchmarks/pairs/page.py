@@ -1,6 +1,7 @@
 """docs/performance.md: each benchmark replaces its own section there and leaves the others alone."""
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,16 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def quoted(script: str) -> str:
+    """The command line of this run, without where its figures go."""
+    words = sys.argv[1:]
+    if "--write" in words:
+        place = words.index("--write")
+        named = words[place + 1 : place + 2]
+        del words[place : place + (2 if named and not named[0].startswith("--") else 1)]
+    return " ".join([f"python -m benchmarks.{script}", *words])
 
 
 def markers(name: str) -> tuple[str, str]:

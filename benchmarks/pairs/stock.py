@@ -2,11 +2,13 @@
 
 That is examples/text_to_image/train_text_to_image_lora.py (for SDXL train_text_to_image_lora_sdxl.py) of diffusers
 0.42: its loop, written anew and short, with its defaults. It differs from it in what is trained, which is what we train
-(the example adapts attention alone), and, where inputs are given, in what is not done in the step.
+(the example adapts attention alone), and, where inputs are given, in what is not done in the step: then VAE and text
+encoders are loaded as in the example, and dropped before the first step, as ours are.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -39,9 +41,9 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 class Pictures(torch.utils.data.Dataset):
     """Pixels [3, H, W] in [-1, 1] and token ids of a folder's pictures and their captions."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._paths = sorted((settings.folder / "pictures").glob("*.png"))
-        self._tokenizers = FAMILIES[settings.family].tokenizers()
+    def __init__(self, folder: Path, tokenizers: Sequence[Any]) -> None:
+        self._paths = sorted(folder.glob("*.png"))
+        self._tokenizers = tokenizers
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -73,7 +75,9 @@ class Stock:
             module.to(self._accelerator.device, dtype=self._dtype)
         if settings.family == "sdxl" and self._documented:
             modules["vae"].to(dtype=torch.float32)  # as the example has it, since half precision overflows in it
-        self._frozen = modules
+        self._frozen = modules if self._documented else {}
+        del modules, module
+        self._tokenizers = FAMILIES[settings.family].tokenizers()
         self._places = {name: found.target.path for name, found in find_modules(None, unet).items()}
         config = LoraConfig(
             r=settings.rank, lora_alpha=settings.rank, init_lora_weights="gaussian", target_modules=TARGETS
@@ -97,14 +101,15 @@ class Stock:
         self._pixels = self._epochs() if self._documented else None
 
     def _modules(self) -> dict[str, nn.Module]:
-        names = list(FAMILIES[self._settings.family].parts) if self._documented else ["unet"]
-        if self._settings.checkpoint is None:
-            modules = random_modules(self._settings.family, self._settings.device, self._dtype)
-            return {name: modules[name] for name in names}
-        return {name: CLASSES[name].from_pretrained(self._settings.checkpoint, subfolder=name) for name in names}
+        settings = self._settings
+        if settings.checkpoint is None:
+            return random_modules(settings.family, settings.device, self._dtype)
+        names = FAMILIES[settings.family].parts
+        return {name: CLASSES[name].from_pretrained(settings.checkpoint, subfolder=name) for name in names}
 
     def _epochs(self) -> Iterator[Mapping[str, Tensor]]:
-        loader = torch.utils.data.DataLoader(Pictures(self._settings), self._settings.batch_size, shuffle=True)
+        pictures = Pictures(self._settings.folder / "pictures", self._tokenizers)
+        loader = torch.utils.data.DataLoader(pictures, self._settings.batch_size, shuffle=True)
         loader = self._accelerator.prepare(loader)
         while True:
             yield from loader

@@ -3,6 +3,7 @@
 import importlib
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import time
@@ -154,10 +155,13 @@ class Child:
         raise SideFailed(f"{self.name}: no answer in {PATIENCE} s")
 
     def _failure(self) -> SideFailed:
-        self._process.join(5)
+        self._process.join(GRACE)
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            return SideFailed(f"{self.name}: killed by {signal.Signals(-code).name}; too little memory, perhaps")
         text = self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
-        lines = [line for line in text.splitlines() if line.strip() and not line.startswith("[rank")]
-        return SideFailed(f"{self.name}: {lines[-1].strip() if lines else f'ended with {self._process.exitcode}'}")
+        lines = [line for line in text.splitlines() if line.strip()]
+        return SideFailed(f"{self.name}: {lines[-1].strip() if lines else f'ended with {code}'}")
 
 
 def take_turns(sides: Sequence[Child], pairs: int, count: int) -> Iterator[list[Turn]]:

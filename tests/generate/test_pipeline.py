@@ -13,7 +13,7 @@ from diffusers import (
 )
 
 from backend.errors import UserError
-from backend.generate.pipeline import GenerationModel, decode, denoise, resolve
+from backend.generate.pipeline import FoldedWeight, GenerationModel, decode, denoise, resolve
 from backend.generate.prompts import Request
 from backend.generate.run import with_multipliers
 from backend.lora.file import read_lora, write_lora
@@ -108,6 +108,18 @@ def test_no_order_of_changes_leaves_a_trace(pipeline, lora_file) -> None:
         pipeline.set_loras(loras)
         back = weights(pipeline)
         assert all(torch.equal(back[name], original[name]) for name in original)
+
+
+def test_a_slider_that_stays_costs_nothing(pipeline, lora_file, monkeypatch) -> None:
+    first, second = lora_file(0), lora_file(1)
+    pipeline.set_loras([(first, 0.5), (second, 0.0)])
+    moved = []
+    monkeypatch.setattr(FoldedWeight, "set", lambda self, layers: moved.append(layers))
+    pipeline.set_loras([(first, 0.5), (second, 0.0)])
+    pipeline.set_loras([(first, 0.5)])
+    assert not moved and pipeline.loras == ((first.stem, 0.5),)
+    pipeline.set_loras([(first, 0.6)])
+    assert moved
 
 
 def test_half_precision_weights_are_summed_in_float32(another, lora_file) -> None:
