@@ -109,7 +109,7 @@ def test_a_part_that_the_file_lacks_starts_from_nothing_and_one_too_much_is_refu
     assert not any(item.lora_up.weight.any() for item in run.network.text_encoder_loras)
     wide = run_of(network_args=["conv_dim=4"], output_name="wide")
     train(wide)
-    with pytest.raises(UserError, match="wide.safetensors: 8[0-9] of its keys match no module here"):
+    with pytest.raises(UserError, match="wide.safetensors: [0-9]+ of its keys match no module here"):
         run_of(network_weights=str(wide.outputs.final))
 
 
@@ -134,8 +134,9 @@ def test_norms_stay_below_the_largest(run_of) -> None:
     assert max(float(item.norm()) for item in held.network.adapters()) <= 0.05 * 1.001
 
 
-def test_rates_by_block_reach_the_optimizer(run_of) -> None:
-    run = run_of(network_args=["up_lr_weight=linear+.5", "loraplus_lr_ratio=4"], unet_lr=1e-3, text_encoder_lr=1e-4)
+def test_rates_by_block_reach_the_optimizer(config_of) -> None:
+    options = {"network_args": ["up_lr_weight=linear+.5", "loraplus_lr_ratio=4"]}
+    run = prepare(config_of(**options, unet_lr=1e-3, text_encoder_lr=1e-4))
     rates = dict(zip(run.group_names, run.peaks, strict=True))
     assert (rates["text_encoder"], rates["text_encoder_plus"]) == pytest.approx((1e-4, 4e-4))
     assert (rates["unet_block16"], rates["unet_block24"]) == pytest.approx((1e-3 * (0.5 + 3 / 11), 1.5e-3))
