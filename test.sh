@@ -3,8 +3,9 @@
 set -euo pipefail
 root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
 cd -- "$root"
+# Of what is installed the tests load a small part, which Python compiles when it is loaded, if it may write that down.
+[ -n "${PYTHONDONTWRITEBYTECODE:-}" ] || install_option=--no-compile
 . docker/environment.sh
-make_environment webui requirements.txt
 make_environment test requirements.txt tests/requirements.txt
 
 if [ -z "${LORALOOM_CHROMIUM:-}" ] && ! command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null; then

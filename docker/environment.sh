@@ -2,6 +2,7 @@
 #
 #   make_environment NAME FILE...   makes .venv if there is none and installs the requirements of the files, unless that
 #                                   was done before: .venv/.NAME holds a hash of all that decides what is installed.
+#   $install_option                 one more option of `pip install`, set before if it is wanted.
 
 readonly venv=.venv
 readonly python=$venv/bin/python
@@ -68,6 +69,8 @@ make_venv() {
     fi
 }
 
+pip_install() { "$python" -m pip install --quiet --disable-pip-version-check ${install_option:+"$install_option"} "$@"; }
+
 torch_version() { "$python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null; }
 
 install_requirements() {
@@ -75,12 +78,12 @@ install_requirements() {
     # torch first and fixed from then on, so that nothing that depends on it brings another build.
     if ! torch_version >/dev/null; then
         say "Installing torch. This takes a few minutes."
-        "$python" -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)" || die "torch could not be installed; see above."
+        pip_install "$(grep '^torch==' requirements.txt)" || die "torch could not be installed; see above."
     fi
     echo "torch==$(torch_version)" >"$limits"
     say "Installing the rest."
     cat "$@" | grep -v '^torch==' >"$venv/requirements.txt"
-    "$python" -m pip install --quiet --disable-pip-version-check -r "$venv/requirements.txt" -c "$limits" || die "The requirements could not be installed; see above."
+    pip_install -r "$venv/requirements.txt" -c "$limits" || die "The requirements could not be installed; see above."
 }
 
 # A hash of the files and of the python that the environment was made with.

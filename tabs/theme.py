@@ -144,7 +144,7 @@ CSS = """
   background: color-mix(in srgb, var(--body-text-color) 12%, transparent); }
 .bar i { display: block; height: 100%; border-radius: 4px; background: var(--primary-500); transition: width .4s; }
 .bar.idle i { width: 30% !important; animation: shuttle 1.6s ease-in-out infinite alternate; }
-@keyframes shuttle { from { margin-left: 0 } to { margin-left: 70% } }
+@keyframes shuttle { from { transform: none } to { transform: translateX(calc(100% * 7 / 3)) } }
 @media (prefers-reduced-motion: reduce) { .bar.idle i { animation: none } }
 .figures { display: flex; flex-wrap: wrap; gap: 6px 22px; }
 .figures div { display: flex; flex-direction: column; }

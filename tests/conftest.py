@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 # By file or folder, what comes first, so that no process is left with the longest at the end; all others follow.
-FIRST = ("test_end_to_end.py", "ui", "serving", "train")
+FIRST = ("test_end_to_end.py", "ui", "serving", "train", "tools", "families", "generate", "networks", "demo", "jobs")
 LONG = "takes long and is shown in parts by others: ./test.sh --long runs it"
 
 

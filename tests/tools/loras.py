@@ -23,7 +23,9 @@ class Files:
 
     def model(self, family: str) -> Model:
         """A small model with random weights."""
-        return self._models.setdefault(family, random_model(1, family=family))
+        if family not in self._models:
+            self._models[family] = random_model(1, family=family)
+        return self._models[family]
 
     def checkpoint(self, family: str = "sd1", suffix: str = ".safetensors", dtype: torch.dtype = torch.float16) -> Path:
         """It as a single file, or with the suffix "" as a Diffusers folder."""

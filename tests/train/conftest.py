@@ -1,20 +1,24 @@
 """A tiny random model, a few drawn pictures, and runs made of them."""
 
-import copy
+import io
 import json
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image, ImageDraw
+from torch import Tensor, nn
 
 from backend.config.base import resolve
 from backend.config.train import TrainNetwork
 from backend.families.base import LoadOptions, Model, load_model, save_diffusers
-from backend.families.build import random_model
+from backend.families.build import SMALL, random_model
+from backend.families.widths import family_config
 from backend.train.setup import Run, prepare
 from tests.train.traces import trace
 
@@ -32,9 +36,33 @@ def model_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(model_folder) -> Model:
-    """That model in memory; never changed."""
-    return load_model(model_folder, dtype=None)
+def short_folder(tmp_path_factory) -> Path:
+    """The same with one layer to a block, which makes a step half as long; only `load_short` reads it."""
+    folder = tmp_path_factory.mktemp("short")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SMALL["sd1"]["unet"], "layers_per_block", 1)
+        save_diffusers(random_model(0), folder)
+    return folder
+
+
+def load_short(source: str | Path, revision: str | None = None, options: LoadOptions | None = None) -> Model:
+    """As `load_model`, for folders, whatever the number of layers to a block."""
+    layers = json.loads((Path(source) / "unet" / "config.json").read_text(encoding="utf-8"))["layers_per_block"]
+
+    def config_of_family(name: str) -> dict[str, dict[str, object]]:
+        config = family_config(name)
+        config["unet"]["layers_per_block"] = layers
+        return config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backend.families.folder.family_config", config_of_family)
+        return load_model(source, revision, options, dtype=None)
+
+
+@pytest.fixture(scope="session")
+def model(short_folder, model_folder) -> Model:
+    """The short model in memory, in the name of the other; never changed."""
+    return replace(load_short(short_folder), source=str(model_folder))
 
 
 @pytest.fixture(autouse=True)
@@ -45,10 +73,52 @@ def fresh_accelerate() -> Iterator[None]:
     AcceleratorState._reset_state(True)
 
 
+class Mould:
+    """Makes copies of a module, in a third of the time that `copy.deepcopy` takes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.tensors: list[Tensor] = []
+        places: dict[int, int] = {}
+
+        def place(value: object) -> int | None:
+            if not isinstance(value, Tensor):
+                return None
+            if id(value) not in places:
+                places[id(value)] = len(self.tensors)
+                self.tensors.append(value)
+            return places[id(value)]
+
+        buffer = io.BytesIO()
+        pickler = pickle.Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL)
+        pickler.persistent_id = place
+        pickler.dump(module)
+        self.rest = buffer.getvalue()
+
+    def copy(self) -> nn.Module:
+        """The module with the values that its tensors have now; one that stands in two places still does."""
+        own = [value.detach().clone() for value in self.tensors]
+        own = [
+            nn.Parameter(copied, value.requires_grad) if isinstance(value, nn.Parameter) else copied
+            for copied, value in zip(own, self.tensors, strict=True)
+        ]
+        unpickler = pickle.Unpickler(io.BytesIO(self.rest))
+        unpickler.persistent_load = own.__getitem__
+        return unpickler.load()
+
+
+_moulds: WeakKeyDictionary[nn.Module, Mould] = WeakKeyDictionary()
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    if module not in _moulds:
+        _moulds[module] = Mould(module)
+    return _moulds[module].copy()
+
+
 def copy_of(model: Model) -> Model:
     """A model with modules of its own."""
-    own = {name: copy.deepcopy(getattr(model, name)) for name in ("unet", "text_encoders", "vae")}
-    return replace(model, **own)
+    encoders = [_copy(encoder) for encoder in model.text_encoders]
+    return replace(model, unet=_copy(model.unet), text_encoders=encoders, vae=_copy(model.vae))
 
 
 def draw_pictures(folder: Path, count: int, size: tuple[int, int] = (64, 64)) -> None:
@@ -110,9 +180,7 @@ def run_of(config_of, model, monkeypatch) -> Callable[..., Run]:
     return lambda **options: prepare(config_of(**{"overwrite": True} | options))
 
 
-@lru_cache(maxsize=4)
-def _loaded(source: str, revision: str | None, options: LoadOptions) -> Model:
-    return load_model(source, revision, options, dtype=None)
+_loaded = lru_cache(maxsize=8)(load_short)
 
 
 def loaded_once(source: str, revision: str | None, options: LoadOptions, dtype: None) -> Model:
@@ -127,7 +195,7 @@ def known_traces() -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture
-def traced(config_of, dataset, known_traces, tmp_path, monkeypatch) -> Callable[..., dict[str, str]]:
+def traced(config_of, dataset, short_folder, known_traces, tmp_path, monkeypatch) -> Callable[..., dict[str, str]]:
     """traced({option: value}): what a run of three steps did; keys that begin with "dataset." go into the toml."""
 
     def make(options: Mapping[str, object]) -> dict[str, str]:
@@ -138,9 +206,13 @@ def traced(config_of, dataset, known_traces, tmp_path, monkeypatch) -> Callable[
             lines = [f"{name} = {json.dumps(value)}" for name, value in keys.items()]
             if "dataset_config" not in own:
                 own["dataset_config"] = str(dataset(3, 1, 2, "\n".join(lines)))
+            place = {
+                "pretrained_model_name_or_path": str(short_folder),
+                "output_dir": str(tmp_path / f"run{len(known_traces)}"),
+            }
             with monkeypatch.context() as patch:
                 patch.setattr("backend.train.setup.load_model", loaded_once)
-                run = prepare(config_of(**{"output_dir": str(tmp_path / f"run{len(known_traces)}"), **RUN, **own}))
+                run = prepare(config_of(**{**place, **RUN, **own}))
                 known_traces[key] = trace(run, patch)
         return known_traces[key]
 

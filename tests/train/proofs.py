@@ -58,6 +58,8 @@ RESUME = "tests/train/test_resume.py"
 FLAGS_OF_SETS, SAVING = "tests/config/test_config_dataset_flags.py", "tests/train/test_saving.py"
 DATA, VALIDATION, LOGGING = "tests/data_pieces", "tests/train/test_validation.py", "tests/train/test_logging.py"
 SPACES = {"dataset.caption_separator": " "}
+# Tensors of 4096 numbers, from which on bitsandbytes keeps their state in 8 bits.
+LARGE = {"network_dim": 16}
 EXPONENTIAL = {"lr_scheduler_type": "torch.optim.lr_scheduler.ExponentialLR", "lr_scheduler_args": ["gamma=0.5"]}
 # Captions of several parts: "a green disc on red" taken apart at its spaces.
 PARTS = {"dataset.caption_separator": " ", "dataset.shuffle_caption": True}
@@ -114,12 +116,12 @@ PROOFS: dict[str, Proof] = {
     "learning_rate": Proof({"learning_rate": 2e-3}, f"rates {LOSS}"),
     "unet_lr": Proof({"unet_lr": 2e-3}, f"rates {LOSS}"),
     "text_encoder_lr": Proof({"text_encoder_lr": 2e-3}, f"rates {LOSS}"),
-    "optimizer_type": Proof({"optimizer_type": "AdamW8bit"}, "optimizer learnt"),
+    "optimizer_type": Proof({"optimizer_type": "AdamW8bit"}, f"optimizer {LOSS}", LARGE),
     "optimizer_args": Proof({"optimizer_args": ["betas=0.5,0.9"]}, f"optimizer {LOSS}"),
     "max_grad_norm": Proof({"max_grad_norm": 1e-9}, LOSS),
     "lr_scheduler": Proof({"lr_scheduler": "cosine"}, f"rates {LOSS}"),
     "lr_warmup_steps": Proof({"lr_warmup_steps": 2}, f"rates {LOSS}", {"lr_scheduler": "constant_with_warmup"}),
-    "use_8bit_adam": Proof({"use_8bit_adam": True}, "optimizer learnt"),
+    "use_8bit_adam": Proof({"use_8bit_adam": True}, f"optimizer {LOSS}", LARGE),
     "use_lion_optimizer": Proof({"use_lion_optimizer": True}, f"optimizer {LOSS}"),
     "lr_decay_steps": Proof(
         {"lr_decay_steps": 2}, "rates learnt", {"lr_scheduler": "warmup_stable_decay", "lr_decay_steps": 1}

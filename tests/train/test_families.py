@@ -18,6 +18,7 @@ from backend.families.base import load_model, save_diffusers
 from backend.families.build import random_model
 from backend.train.loop import train, training_step
 from backend.train.setup import Run, prepare
+from tests.train.conftest import loaded_once
 from tests.train.test_step import first_group
 
 KINDS = [("sd1", "epsilon"), ("sd2", "epsilon"), ("sd2", "v_prediction"), ("sdxl", "epsilon"), ("sdxl", "v_prediction")]
@@ -39,8 +40,9 @@ def folders(tmp_path_factory) -> Callable[[str, str], Path]:
 
 
 @pytest.fixture
-def prepared(config_of, folders) -> Callable[..., Run]:
+def prepared(config_of, folders, monkeypatch) -> Callable[..., Run]:
     """prepared(family, prediction_type, option=value, ...): a run that trains a LoRA on the U-Net."""
+    monkeypatch.setattr("backend.train.setup.load_model", loaded_once)
 
     def make(family: str, prediction_type: str = "epsilon", **options: object) -> Run:
         own = {"pretrained_model_name_or_path": str(folders(family, prediction_type)), "overwrite": True}

@@ -17,6 +17,7 @@ from backend.config.argv import from_argv
 from backend.config.base import read_toml, resolve
 from backend.config.train import TrainNetwork
 from backend.errors import ConfigError, UserError
+from backend.families.base import Model, load_model
 from backend.header import read_header
 from backend.lora.file import read_lora
 from backend.lora.metadata import file_hashes
@@ -35,6 +36,12 @@ KINDS = {
     "blocks": {"network_args": ["down_lr_weight=sine+.5", "block_dims=" + ",".join(["0", *["2"] * 24])]},
     "dropouts": {"network_dropout": 0.1, "network_args": ["rank_dropout=0.2", "module_dropout=0.2"]},
 }
+
+
+@pytest.fixture(scope="session")
+def model(model_folder) -> Model:
+    """A whole one here: options by block count on the modules that each block of Stable Diffusion has."""
+    return load_model(model_folder, dtype=None)
 
 
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS.keys())

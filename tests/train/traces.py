@@ -40,10 +40,7 @@ ASPECTS = (
 def digest(value: Any) -> str:
     """A short text that differs where the value does; tensors count with their shape and type."""
     if isinstance(value, Tensor):
-        data = value.detach().cpu().contiguous().view(torch.uint8) if value.numel() and value.dim() else value
-        body = (
-            data.numpy().tobytes() if isinstance(data, Tensor) and data.dtype == torch.uint8 else repr(value).encode()
-        )
+        body = value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
         text = repr((tuple(value.shape), value.dtype)).encode() + body
     elif isinstance(value, dict):
         text = repr([(key, digest(item)) for key, item in value.items()]).encode()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from backend.jobs import Jobs
 from backend.workspace import PROJECT, Workspace
@@ -71,6 +71,14 @@ def chromium() -> Iterator[Browser]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def window(chromium: Browser) -> Iterator[BrowserContext]:
+    """One window for all pages, which so load the page's files once, and stand still as for who asks for that."""
+    context = chromium.new_context(accept_downloads=True, reduced_motion="reduce")
+    yield context
+    context.close()
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An empty workspace for the tests of one file; what still runs in it afterwards is killed."""
@@ -87,14 +95,13 @@ def address(workspace: Path, chromium: Browser) -> Iterator[str]:
 
 
 @pytest.fixture
-def open_page(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Callable[..., Page]]:
+def open_page(window: BrowserContext, request: pytest.FixtureRequest) -> Iterator[Callable[..., Page]]:
     """Opens pages; fails the test when one of them met an error of its script or asked another host for something."""
-    contexts, faults = [], []
+    faults = []
 
     def open_one(url: str = "", width: int = 1400, height: int = 1000) -> Page:
-        context = chromium.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
-        contexts.append(context)
-        page = context.new_page()
+        page = window.new_page()
+        page.set_viewport_size({"width": width, "height": height})
         page.set_default_timeout(90_000)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("dialog", lambda dialog: (faults.append(f"dialog {dialog.message}"), dialog.dismiss()))
@@ -106,8 +113,9 @@ def open_page(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Cal
         return page
 
     yield open_one
-    for context in contexts:
-        context.close()
+    for page in window.pages:  # also those that a test has opened itself
+        page.close()
+    window.clear_cookies()
     assert not faults
 
 

@@ -352,15 +352,16 @@ def test_only_the_tab_that_is_seen_asks_the_server(open_page: Callable[..., Page
     assert 1 <= len(asked) <= 4 and len(functions) == 1
 
 
-@pytest.mark.parametrize("command", TOOLS)
-def test_a_phone_can_reach_everything(open_page: Callable[..., Page], command: str) -> None:
+def test_a_phone_can_reach_everything(open_page: Callable[..., Page]) -> None:
     page = open_page(width=390, height=844)
-    open_tool(page, command)
-    expect(page.locator(f"#{command}-status")).to_be_visible()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    option = {DYLORA: "model", DIFF: "model_org", RESIZE: "src"}.get(command, "models")
-    for part in (f"#{command}-option-{option}", f"#{command}-status", f"#{command}-log"):
-        bounds = page.locator(part).bounding_box()
-        assert bounds is not None and bounds["width"] > 250, f"{part} is squeezed"
-    start, stop = (page.locator(f"#{command}-{name}").bounding_box() for name in ("start", "stop"))
-    assert start is not None and stop is not None and start["y"] == stop["y"] and stop["x"] + stop["width"] <= 390
+    for command in TOOLS:
+        open_tool(page, command)
+        expect(page.locator(f"#{command}-status")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, command
+        option = {DYLORA: "model", DIFF: "model_org", RESIZE: "src"}.get(command, "models")
+        for part in (f"#{command}-option-{option}", f"#{command}-status", f"#{command}-log"):
+            bounds = page.locator(part).bounding_box()
+            assert bounds is not None and bounds["width"] > 250, f"{part} is squeezed"
+        start, stop = (page.locator(f"#{command}-{name}").bounding_box() for name in ("start", "stop"))
+        assert start is not None and stop is not None, command
+        assert start["y"] == stop["y"] and stop["x"] + stop["width"] <= 390, command
