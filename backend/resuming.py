@@ -136,9 +136,10 @@ def _told_up_to(job: Job, step: int, making: Path, folder: Path) -> Iterator[dic
         if event.get("event") in _KEPT:
             yield event
         elif event.get("event") == "sample":
-            path = Path(str(event.get("path", "")))
-            if path.is_relative_to(job.output) and path.is_file() and not path.is_symlink():
-                own = path.relative_to(job.folder)
+            # The job's own pictures alone, as where they are shown.
+            path, home = Path(str(event.get("path", ""))).resolve(), job.folder.resolve()
+            if path.is_relative_to(home / "output") and path.is_file():
+                own = path.relative_to(home)
                 (making / own).parent.mkdir(parents=True, exist_ok=True)
                 _second_name(path, making / own)
                 yield {**event, "path": str(folder / own)}
