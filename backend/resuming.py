@@ -21,7 +21,7 @@ from backend.states import Position, check_state
 
 NO_STATE = "no state was saved"
 BROKEN = "its states are gone or broken"
-RESUMED = "it is being resumed"
+RESUMED = "a run goes on from it"
 UNENDED = "it has not ended"
 FINISHED = "it is finished"
 

@@ -316,7 +316,7 @@ def resume_button(panel: RunPanel, watch: Watch, found: Point | str | None) -> l
     if panel.resume is None:
         return []
     shown = found not in (None, UNENDED, FINISHED)
-    label = f"Resume from step {found.position.step}" if isinstance(found, Point) else f"No Resume: {found}"
+    label = f"Resume from step {found.position.step}" if isinstance(found, Point) else f"Cannot resume: {found}"
     if not watch.changed("resume", (shown, label)):
         return [gr.skip()]
     return [gr.update(visible=shown, value=label, interactive=isinstance(found, Point))]

@@ -156,7 +156,7 @@ def test_what_cannot_be_resumed_says_why_and_makes_no_job(jobs: Jobs, begun: Cal
     refused(job, "it is finished")
     (job.folder / "exit").write_text("1")
     new = resume(jobs, job.id)
-    refused(job, "it is being resumed")
+    refused(job, "a run goes on from it")
     end(new)
     shutil.rmtree(job.output / "katze ü-step00000002-state")
     refused(job, "its states are gone or broken")

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,14 @@ from safetensors.torch import load_file
 
 from backend import events
 from backend.states import NETWORK, OPTIMIZER, check_state
+from tests.train.conftest import draw_pictures
 from tests.train.forge import Forge, wait_for
 
 KILLS, SHORT, STEPS, SEED = 20, (4, 9, 15), 20, 20
 FLAGS = {
     "pretrained_model_name_or_path": "backend/demo/model",
-    "dataset_config": "backend/demo/dataset/dataset.toml",
+    "train_batch_size": 1,
+    "resolution": 64,
     "output_name": "test",
     "network_dim": 16,
     "learning_rate": 1e-3,
@@ -41,12 +43,12 @@ class Moment:
     """When a run is killed.
 
     Attributes:
-        share: of the time from the first step to the end; None where the writing of a state is watched for.
+        step: after so many steps; None where the writing of a state is watched for.
         state: how many states have been begun by then.
-        later: seconds after that.
+        later: after that, in steps by the pace so far, or in seconds after a state has been begun.
     """
 
-    share: float | None
+    step: int | None
     state: int = 0
     later: float = 0.0
 
@@ -59,7 +61,8 @@ def moments() -> list[Moment]:
         if number % 3 == 0:
             found.append(Moment(None, 1 + number * (STEPS // 2) // KILLS, draw.uniform(0, 0.03)))
         else:
-            found.append(Moment((number + draw.random()) / KILLS))
+            # Counted in steps, as machines are now faster and now slower.
+            found.append(Moment(number * STEPS // KILLS, later=draw.uniform(0, 1.9)))
     return found
 
 
@@ -68,39 +71,43 @@ class Runs:
 
     def __init__(self, forge: Forge, home: Path) -> None:
         self.forge, self.home = forge, home
-        self.seconds = 0.0
+        draw_pictures(home / "pictures" / "1_disc", 4)
 
     def begin(self, folder: Path, *more: str) -> int:
         """Start one, and wait for its training to begin; gives the process id."""
         (folder / "events.jsonl").unlink(missing_ok=True)
         folder.mkdir(exist_ok=True)
         environment = {events.VARIABLE: str(folder / "events.jsonl")}
-        pid = self.forge.start([*ARGV, f"--output_dir={folder}", *more], environment, folder / "log.txt")
+        pid = self.forge.start(
+            [*ARGV, f"--train_data_dir={self.home / 'pictures'}", f"--output_dir={folder}", *more],
+            environment,
+            folder / "log.txt",
+        )
         assert wait_for(lambda: b'"training"' in told(folder), lambda: lives(pid)), (folder / "log.txt").read_text()
         return pid
 
     def whole(self, folder: Path, *more: str) -> dict[str, torch.Tensor]:
         """Let one run to its end; gives what it has learnt."""
         self.begin(folder, *more)
-        begun = time.monotonic()
         assert self.forge.wait() == 0, (folder / "log.txt").read_text()
-        self.seconds = self.seconds or time.monotonic() - begun
         return load_file(folder / "test.safetensors")
 
     def killed(self, folder: Path, moment: Moment) -> bool:
         """Kill one; False where it was done before its moment came."""
-        pid = self.begin(folder)
-        if moment.share is None:
+        pid, begun = self.begin(folder), time.monotonic()
+        if moment.step is None:
             seen: set[str] = set()
 
-            def begun() -> bool:
+            def writing() -> bool:
                 seen.update(name for name in os.listdir(folder) if HIDDEN.fullmatch(name))
                 return len(seen) >= moment.state
 
-            wait_for(begun, lambda: lives(pid))
+            wait_for(writing, lambda: lives(pid))
             time.sleep(moment.later)
         else:
-            time.sleep(moment.share * self.seconds)
+            wait_for(lambda: steps_done(folder) >= moment.step, lambda: lives(pid))
+            pace = (time.monotonic() - begun) / moment.step if moment.step else 0.1
+            time.sleep(moment.later * pace)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         code = self.forge.wait()
@@ -120,6 +127,11 @@ def told(folder: Path) -> bytes:
         return (folder / "events.jsonl").read_bytes()
     except OSError:
         return b""
+
+
+def steps_done(folder: Path) -> int:
+    found = re.findall(rb'"step": (\d+)', told(folder).rpartition(b"\n")[0])
+    return int(found[-1]) if found else 0
 
 
 def states_that_can_be_read(folder: Path) -> dict[int, Path]:
@@ -158,11 +170,10 @@ def test_a_killed_run_leaves_whole_files_and_ends_the_same(
     runs: Runs, expected: dict[str, torch.Tensor], number: int, record_property
 ) -> None:
     folder, moment = runs.home / f"killed-{number}", moments()[number]
-    # The machine may have become faster.
     while not runs.killed(folder, moment):
-        assert moment.share is not None and moment.share > 0.1
-        moment = Moment(moment.share * 0.8)
-        (folder / "test.safetensors").unlink()
+        # It was done before the moment came.
+        assert moment.later > 0.01
+        moment = replace(moment, later=moment.later / 2)
         folder = runs.home / f"{folder.name}-again"
     left, states = hidden(folder), states_that_can_be_read(folder)
     newest = max(states, default=0)
@@ -173,6 +184,6 @@ def test_a_killed_run_leaves_whole_files_and_ends_the_same(
     names = {path.name for path in folder.glob("test-*")}
     # Those of before the kill are removed in their time, as they would have been.
     assert names == {path.name for path in (runs.home / "whole").glob("test-*")}
-    figures = {"kill": number, "state": newest, "hidden": left, **vars(moment)}
+    figures = {"kill": number, "moment": vars(moment), "newest": newest, "hidden": left}
     record_property("figures", json.dumps(figures))
     print(json.dumps(figures))

@@ -52,7 +52,7 @@ def test_a_stopped_run_goes_on_from_its_step_also_after_a_restart_of_the_server(
         expect(page.locator("#jobs label").first).to_contain_text(f"from step {step}")
         page.locator("#jobs label").last.click()
         expect(page.locator(RESUME)).to_be_disabled()
-        expect(page.locator(RESUME)).to_have_text("No Resume: it is being resumed")
+        expect(page.locator(RESUME)).to_have_text("Cannot resume: a run goes on from it")
         page.locator("#jobs label").first.click()
         expect(page.locator(f"{STATUS} .state")).to_have_text("finished")
         expect(page.locator(RESUME)).not_to_be_visible()
@@ -75,20 +75,10 @@ def test_a_run_without_a_state_says_why_it_cannot_be_resumed(open_page: Callable
     (state,) = (job / "output").glob("*-state")
     expect(page.locator(RESUME)).to_be_enabled()
     shutil.rmtree(state)
-    expect(page.locator(RESUME)).to_have_text("No Resume: its states are gone or broken")
+    expect(page.locator(RESUME)).to_have_text("Cannot resume: its states are gone or broken")
     expect(page.locator(RESUME)).to_be_disabled()
     events = (job / "events.jsonl").read_text()
     (job / "events.jsonl").write_text(re.sub('"event": "state"', '"event": "other"', events))
     page.reload()
-    expect(page.locator(RESUME)).to_have_text("No Resume: no state was saved")
+    expect(page.locator(RESUME)).to_have_text("Cannot resume: no state was saved")
     expect(page.locator(STATUS)).to_contain_text("It saved no state, so it cannot be resumed.")
-
-
-def test_a_state_that_is_not_there_is_named_before_a_run(open_page: Callable[..., Page], workspace: Path) -> None:
-    page = open_page()
-    before = jobs_of(workspace)
-    page.fill("#find-option textarea, #find-option input", "resume")
-    set_option(page, "resume", "/nowhere/last-state")
-    page.click(START)
-    expect(page.locator("#option-resume.invalid")).to_contain_text("there is no state in /nowhere/last-state")
-    assert jobs_of(workspace) == before
