@@ -32,6 +32,8 @@ class Job:
         created: unix seconds, as `started` and `ended`.
         exit_code: the command's, negative for a signal; None while it has not ended or if nobody saw it end.
         stopping: it was asked to end and has not yet.
+        resumes: the id of the job that it goes on from; "" for one that begins anew.
+        first_step: the step at which it does so.
     """
 
     id: str
@@ -44,6 +46,8 @@ class Job:
     ended: float | None = None
     exit_code: int | None = None
     stopping: bool = False
+    resumes: str = ""
+    first_step: int = 0
 
     @property
     def config(self) -> Path:
@@ -72,7 +76,8 @@ def read_job(folder: Path) -> Job | None:
     try:
         request = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         command, title, created = str(request["command"]), str(request["title"]), float(request["created"])
-    except (OSError, ValueError, KeyError, TypeError):
+        resumes, first = str(request.get("resumes", "")), int(request.get("first_step", 0))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     # In this order: a job that begins or ends between two looks must not seem interrupted.
     asked = (folder / "stop").exists()
@@ -89,7 +94,8 @@ def read_job(folder: Path) -> Job | None:
         state = "stopped"
     else:
         state = "interrupted" if started is not None else "queued"
-    return Job(folder.name, folder, command, title, state, created, started, ended, code, asked and state == "running")
+    stopping = asked and state == "running"
+    return Job(folder.name, folder, command, title, state, created, started, ended, code, stopping, resumes, first)
 
 
 def read_pid(folder: Path) -> tuple[int, str]:

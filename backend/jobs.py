@@ -79,13 +79,21 @@ class Jobs:
 
     # Asking
 
-    def start(self, command: str, config_toml: str | Callable[[Path], str], title: str = "") -> Job:
+    def start(
+        self,
+        command: str,
+        config_toml: str | Callable[[Path], str],
+        title: str = "",
+        fill: Callable[[Path, Path], dict[str, object]] | None = None,
+    ) -> Job:
         """Put a job into the queue; the dispatcher starts it when it is its turn.
 
         Args:
             command: a name of `backend.commands.COMMANDS`.
             config_toml: the config's text, or a function that makes it from the job's output folder.
             title: shown to the user.
+            fill: puts into the job's folder what it begins with, given that and the name which it will have; returns
+                what more there is to be known of the job.
 
         Raises:
             ConfigError: naming the wrong fields; no job is made.
@@ -102,6 +110,7 @@ class Jobs:
                 (making / "config.toml").write_text(text, encoding="utf-8")
                 self._check(command, making / "config.toml")
                 request = {"command": command, "title": title or command, "created": time.time()}
+                request |= fill(making, folder) if fill is not None else {}
                 (making / "job.json").write_text(json.dumps(request), encoding="utf-8")
                 reserve(making)
                 os.rename(making, folder)

@@ -13,6 +13,7 @@ import gradio as gr
 
 from backend.errors import UserError
 from backend.job import Job
+from backend.resuming import FINISHED, UNENDED, Point, outlook, resume
 from backend.serving import Services
 from tabs import status as statuses
 from tabs import watch as watching
@@ -48,6 +49,7 @@ class Look:
         view: draws what is special about the command's jobs.
         prefix: what the elements' ids begin with.
         preview: label of a second button, which starts a job that only shows what it would do; "" for none.
+        resumes: whether a job that ended early can go on.
     """
 
     verb: str
@@ -55,6 +57,7 @@ class Look:
     view: Callable[[], View]
     prefix: str = ""
     preview: str = ""
+    resumes: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class RunPanel:
     watch: gr.State
     timer: gr.Timer
     deletion: "Deletion"
+    resume: gr.Button | None
 
     @property
     def outputs(self) -> list[Any]:
@@ -88,6 +92,7 @@ class RunPanel:
             self.log,
             self.timer,
             self.deletion.ask,
+            *filter(None, [self.resume]),
         ]
 
 
@@ -132,7 +137,14 @@ def draw_panel(services: Services, tab: gr.Tab, command: str, look: Look) -> Run
         type="filepath",
     )
     jobs = gr.Radio([], label="Runs", elem_id=f"{prefix}jobs", elem_classes=["jobs"], visible=False)
-    deletion = _draw_deletion(prefix)
+    with gr.Row(elem_classes=["run-ends"]):
+        resume = None
+        if look.resumes:
+            resume = gr.Button(
+                "Resume", variant="primary", size="sm", visible=False, elem_id=f"{prefix}run-resume", min_width=150
+            )
+        ask = gr.Button("Delete this run", size="sm", visible=False, elem_id=f"{prefix}run-delete", min_width=110)
+    deletion = _draw_deletion(prefix, ask)
     with gr.Accordion("Log", open=True, elem_id=f"{prefix}log-box"):
         log = gr.Textbox(
             show_label=False,
@@ -158,13 +170,13 @@ def draw_panel(services: Services, tab: gr.Tab, command: str, look: Look) -> Run
         watch=gr.State(Watch()),
         timer=gr.Timer(TICK),
         deletion=deletion,
+        resume=resume,
     )
     _connect(services, tab, panel)
     return panel
 
 
-def _draw_deletion(prefix: str) -> Deletion:
-    ask = gr.Button("Delete this run", size="sm", visible=False, elem_id=f"{prefix}run-delete")
+def _draw_deletion(prefix: str, ask: gr.Button) -> Deletion:
     with gr.Row(visible=False, elem_id=f"{prefix}run-confirm") as confirm:
         really = gr.Button("Delete it and its files for good", variant="stop", size="sm", elem_id=f"{prefix}run-really")
         keep = gr.Button("Keep it", size="sm", elem_id=f"{prefix}run-keep")
@@ -173,7 +185,8 @@ def _draw_deletion(prefix: str) -> Deletion:
 
 def refresh(services: Services, panel: RunPanel, watch: Watch) -> list[Any]:
     """Updates of a panel's `outputs`: what is new since the last look, and nothing else."""
-    jobs = [job for job in services.jobs.list() if job.command == panel.command][:LISTED]
+    every = services.jobs.list()
+    jobs = [job for job in every if job.command == panel.command][:LISTED]
     known = {job.id: job for job in jobs}
     if watch.job_id not in known:
         running = next((job for job in jobs if job.state == "running"), None)
@@ -187,17 +200,20 @@ def refresh(services: Services, panel: RunPanel, watch: Watch) -> list[Any]:
     busy = any(other.active for other in jobs)
     timer = gr.update(value=TICK if busy else IDLE_TICK) if watch.changed("busy", busy) else gr.skip()
     if job is None:
-        return [watch, gr.skip(), listing, *_nothing(panel, watch), timer, _ended(watch, False)]
+        nothing = [watch, gr.skip(), listing, *_nothing(panel, watch), timer, _ended(watch, False)]
+        return [*nothing, *resume_button(panel, watch, None)]
     watching.follow(services.jobs, watch, job)
+    found = outlook(job, every, watch.states) if panel.resume is not None else ""
     parts = [*panel.view.updates(watch, job), _files(panel, watch, job), _log(watch)]
     return [
         watch,
         _stop_button(watch, job),
         listing,
-        _status(services, watch, job),
+        _status(services, watch, job, statuses.outlook_text(watch, job, found)),
         *parts,
         timer,
         _ended(watch, not job.active),
+        *resume_button(panel, watch, found),
     ]
 
 
@@ -232,10 +248,22 @@ def _connect(services: Services, tab: gr.Tab, panel: RunPanel) -> None:
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
         if job.stopping and not watch.seen.get("told"):
-            gr.Info("The run ends after its present step. Press again to kill it at once.")
+            saves = " and saves its state, so that it can be resumed" if panel.resume is not None else ""
+            gr.Info(f"The run ends after its present step{saves}. Press again to kill it at once.")
             watch.seen["told"] = True
         return refresh(services, panel, watch)
 
+    def go_on(watch: Watch) -> list[Any]:
+        try:
+            watch.look_at(resume(services.jobs, watch.job_id).id)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return refresh(services, panel, watch)
+
+    if panel.resume is not None:
+        panel.resume.click(
+            go_on, panel.watch, panel.outputs, concurrency_limit=1, api_name=f"{panel.command}_resume", **quiet
+        )
     gr.on(
         [panel.timer.tick, tab.select],
         tick,
@@ -283,6 +311,17 @@ def _stop_button(watch: Watch, job: Job) -> Any:
     return gr.update(value=shown[0], interactive=shown[1]) if watch.changed("stop", shown) else gr.skip()
 
 
+def resume_button(panel: RunPanel, watch: Watch, found: Point | str | None) -> list[Any]:
+    """The update of the button that lets a run go on, where there is one: it says from which step, or why not."""
+    if panel.resume is None:
+        return []
+    shown = found not in (None, UNENDED, FINISHED)
+    label = f"Resume from step {found.position.step}" if isinstance(found, Point) else f"Cannot resume: {found}"
+    if not watch.changed("resume", (shown, label)):
+        return [gr.skip()]
+    return [gr.update(visible=shown, value=label, interactive=isinstance(found, Point))]
+
+
 def _ended(watch: Watch, ended: bool) -> Any:
     """The button that deletes a run is there once the run has ended."""
     return gr.update(visible=ended) if watch.changed("ended", ended) else gr.skip()
@@ -314,7 +353,7 @@ def _stamp(path: Path) -> int:
         return 0
 
 
-def _status(services: Services, watch: Watch, job: Job) -> Any:
+def _status(services: Services, watch: Watch, job: Job, outlook_text: str) -> Any:
     reason = services.jobs.reason(job.id) if job.state in ("failed", "interrupted") else ""
-    html = statuses.status_html(watch, job, reason)
+    html = statuses.status_html(watch, job, reason, outlook_text)
     return html if watch.changed("status", html) else gr.skip()

@@ -4,6 +4,7 @@ from html import escape
 from typing import Any
 
 from backend.job import Job
+from backend.resuming import NO_STATE, Point
 from tabs.text import bar, duration, figures, file_size, moment, speed
 from tabs.watch import Watch
 
@@ -13,11 +14,19 @@ WORDS = {"interrupted": "interrupted", "stopped": "stopped by you"}
 
 def label(job: Job) -> str:
     """A job's line in the list of jobs."""
-    return f"{MARKS[job.state]}  {job.title} · {_state(job)} · {moment(job.created)}"
+    begun = f" · from step {job.first_step}" if job.resumes else ""
+    return f"{MARKS[job.state]}  {job.title}{begun} · {_state(job)} · {moment(job.created)}"
 
 
-def status_html(watch: Watch, job: Job, reason: str) -> str:
-    """How a job stands: its name and state, how far it is, how fast, how long it will take, and what went wrong."""
+def status_html(watch: Watch, job: Job, reason: str, outlook: str = "") -> str:
+    """How a job stands: its name and state, how far it is, how fast, how long it will take, and what went wrong.
+
+    Args:
+        watch: what has been seen of the job.
+        job: as it stands.
+        reason: why it failed; "" if it did not.
+        outlook: whether it can go on; "" where that is no question.
+    """
     lines = [
         f'<div class="top"><span class="name">{escape(job.title)}</span>'
         f'<span class="state {job.state}">{escape(_state(job, " …"))}</span></div>'
@@ -30,7 +39,8 @@ def status_html(watch: Watch, job: Job, reason: str) -> str:
         # A trainer comes to its samples again and again; a tool goes through its phases one by one.
         phases = [phase] if progress or not watch.phases else list(watch.phases.values())
         lines += [_phase(one, last=one is phases[-1]) for one in phases]
-    if progress and (training or not job.active):
+    # One that goes on from another run has come that far before its first step.
+    if progress and (training or not job.active or progress.get("resumed")):
         step, total = int(progress.get("step") or 0), int(progress.get("total") or 0)
         lines += [bar(step, total), figures(_figures(watch, job, progress))]
     if not progress and job.started is not None and job.ended is not None:
@@ -38,7 +48,19 @@ def status_html(watch: Watch, job: Job, reason: str) -> str:
     lines += [f'<div class="warn">{escape(message)}</div>' for message in watch.warnings]
     if reason:
         lines.append(f'<div class="why" role="alert">{escape(reason)}</div>')
+    if outlook:
+        lines.append(f'<div class="hint outlook">{escape(outlook)}</div>')
     return f'<div class="status">{"".join(lines)}</div>'
+
+
+def outlook_text(watch: Watch, job: Job, found: Point | str) -> str:
+    """Whether a run that ended early can go on, and where that is done."""
+    if isinstance(found, Point):
+        return f"Its state after step {found.position.step} is saved: Resume, below the list of runs, goes on from it."
+    if found == NO_STATE and watch.losses:
+        always = "A run that is stopped always saves its state"
+        return f"It saved no state, so it cannot be resumed. {always}; with save_state, one is saved with every file."
+    return ""
 
 
 def _state(job: Job, more: str = "") -> str:
@@ -70,10 +92,11 @@ def _figures(watch: Watch, job: Job, progress: dict[str, Any]) -> list[tuple[str
     found = [("step", f"{step} / {total}")]
     if progress.get("epochs"):
         found.append(("epoch", f"{progress.get('epoch')} / {progress['epochs']}"))
-    found.append(("speed", speed(pace)))
+    if not progress.get("resumed"):
+        found.append(("speed", speed(pace)))
     if progress.get("pictures_per_second"):
         found.append(("pictures", f"{float(progress['pictures_per_second']):.3g} / s"))
-    if job.state == "running":
+    if job.state == "running" and not progress.get("resumed"):
         left = progress.get("seconds_left")
         found.append(("time left", duration(float(left) if left is not None else pace * (total - step))))
     elif job.started is not None and job.ended is not None:

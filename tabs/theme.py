@@ -224,9 +224,11 @@ CSS = """
   overflow-wrap: normal; }
 .table tr { border: 0 !important; }
 .status .hint + .bar { margin-top: 4px; }
+.status .outlook { margin-top: 8px; }
 .table td:last-child { white-space: normal; min-width: 7em; }
 .table tbody tr:nth-child(odd) { background: color-mix(in srgb, var(--body-text-color) 4%, transparent); }
 .run-buttons { flex-wrap: nowrap !important; }
+.run-ends:not(:has(button)) { display: none; }
 .unet { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 6px 14px; max-width: 760px; }
 .unet .side { display: flex; flex-direction: column; gap: 3px; min-width: 0; }
 .unet .mid { grid-column: 1 / -1; justify-self: center; width: calc(50% + 7px); }

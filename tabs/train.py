@@ -16,6 +16,7 @@ from backend.config.base import Command, Leaf
 from backend.config.train import TrainNetwork
 from backend.errors import ConfigError, UserError
 from backend.serving import Services
+from backend.states import check_state
 from backend.workspace import DEMO_DATASET, PROJECT, Workspace
 from tabs import datasets
 from tabs.blocks import BlockBox, connect_blocks, draw_block_box, inputs_of, outputs_of
@@ -64,7 +65,7 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> gr.Timer:
             with search:
                 draw_search(form)
         with gr.Column(scale=5, min_width=400, elem_id="run-column"):
-            panel = draw_panel(services, tab, TrainNetwork.command, Look("Train", IDLE, view))
+            panel = draw_panel(services, tab, TrainNetwork.command, Look("Train", IDLE, view, resumes=True))
     form.codecs["sample_prompts"] = keep
     form.lock()
     panel.start.interactive = False
@@ -128,6 +129,11 @@ def check(workspace: Workspace, values: Mapping[str, Any], settings: Mapping[str
     """Everything that is wrong with a form and its dataset, by field; the dataset's settings are written on the way."""
     own = {"output_dir": str(workspace.jobs)}
     problems = base.problems(TrainNetwork, values, own)
+    if values.get("resume") and "resume" not in problems:
+        try:
+            check_state(Path(str(values["resume"])).expanduser())
+        except UserError as error:
+            problems |= dict(problems_of(error))
     if problems.keys() & {"dataset_config", "train_data_dir", "reg_data_dir"}:
         return problems
     # What a dataset leaves out may stand in the form; where that is wrong, a size that is missing is not said again.

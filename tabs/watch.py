@@ -8,6 +8,7 @@ from typing import Any
 
 from backend.job import Job
 from backend.jobs import Jobs
+from backend.resuming import states_of
 from backend.workspace import WEIGHTS
 
 LOG_CHARACTERS = 24_000
@@ -51,6 +52,7 @@ class Watch:
         phase: the newest phase event, if any.
         phases: the newest event of each phase, in the order in which they came.
         report: the newest report event, if any.
+        states: step and folder of each state that the run has saved.
         seen: what was shown last, by part; what has not changed since is not sent again.
     """
 
@@ -67,6 +69,7 @@ class Watch:
     phase: dict[str, Any] = field(default_factory=dict)
     phases: dict[str, dict[str, Any]] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+    states: list[tuple[int, str]] = field(default_factory=list)
     seen: dict[str, Any] = field(default_factory=dict)
 
     def changed(self, part: str, value: Any) -> bool:
@@ -91,6 +94,7 @@ def follow(jobs: Jobs, watch: Watch, job: Job) -> None:
     events, watch.events_offset = jobs.events(job.id, watch.events_offset)
     for event in events:
         _fold(watch, job, event)
+    watch.states += states_of(events)
     if len(watch.losses) > KEPT_LOSSES:
         watch.losses = thin(watch.losses, KEPT_LOSSES // 2)
     for series in watch.curves.values():

@@ -6,7 +6,6 @@ In memory a file is `{key: layer}`, with keys as in tables/names.py. On disk eac
 
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -251,7 +250,7 @@ def write_lora(
     ready = {
         name: tensor.detach().to("cpu", None if name.endswith(ALPHA) else dtype) for name, tensor in tensors.items()
     }
-    with replacing(path) as temporary:
+    with replacing(path, durable=True) as temporary:
         if path.suffix.lower() in PICKLES:
             # A pickle drags the whole storage of a view into the file.
             save_pickled({name: tensor.clone() for name, tensor in ready.items()}, temporary)
@@ -273,5 +272,3 @@ def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: Mapping
     with open(path, "wb") as file:
         file.write(pack_header({METADATA_KEY: kept, **entries}))
         pour(file, iter(body))
-        file.flush()
-        os.fsync(file.fileno())

@@ -18,7 +18,15 @@ from backend.train.noise import disturbed, draw_timesteps, training_noise
 from backend.train.optimizers import at_rest, effective_rates, set_rates
 from backend.train.progress import Done, Gauges, Progress
 from backend.train.readings import limit_gradients, memory, weight_norms
-from backend.train.saving import save_epoch, save_epoch_state, save_network, save_state, save_step, save_step_state
+from backend.train.saving import (
+    save_epoch,
+    save_epoch_state,
+    save_network,
+    save_state,
+    save_step,
+    save_step_state,
+    save_stopped,
+)
 from backend.train.setup import Run, prepare
 from backend.train.stop import StopRequest
 
@@ -94,7 +102,9 @@ def train(run: Run) -> Progress:
         UserError: the loss stopped being finite, or a file could not be written.
         KeyboardInterrupt: SIGINT or SIGTERM came; the step in hand was finished and the network saved.
     """
-    step, epochs_done = (run.position.step, run.position.epochs_done) if run.position else (0, 0)
+    step = run.position.step if run.position else 0
+    # With no step left the end of the last epoch is done again: the run may have been killed before its file was there.
+    epochs_done = min(run.position.epochs_over(run.steps_per_epoch), run.epochs - 1) if run.position else 0
     events.emit("phase", name="training", step=step, total=run.total_steps)
     progress = follow(run, step)
     try:
@@ -182,12 +192,9 @@ def stop_early(run: Run, progress: Progress, step: int, epoch: int) -> None:
         KeyboardInterrupt: always.
     """
     progress.settle()
-    path = run.outputs.step(step)
-    save_state(run, run.outputs.step_state(step), step, epoch)
-    with at_rest(run.optimizer):
-        save_network(run, path, step, epoch + 1, final=False)
-    say(f"Stopped after step {step} of {run.total_steps}; the network so far is {path}")
-    say(f"--resume {run.outputs.step_state(step)} goes on from here")
+    save_stopped(run, step, epoch + 1)
+    say(f"Stopped after step {step} of {run.total_steps}; the network so far is {run.outputs.step(step)}")
+    say(f"To go on from here: {run.outputs.command_to_resume(run.outputs.step_state(step))}")
     raise KeyboardInterrupt
 
 

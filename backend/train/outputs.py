@@ -1,15 +1,19 @@
 """Where a run's files go: names as the reference trainer gives them, and the checks made before anything is trained."""
 
+import os
 import re
+import shlex
 import tempfile
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from backend.config.training.save import Save
 from backend.config.training.state import State
 from backend.errors import UserError
-from backend.replacing import replacing
+from backend.replacing import remove_leftovers, replacing
+from backend.states import POSITION, check_state
 
 
 @dataclass(frozen=True)
@@ -77,15 +81,39 @@ class Outputs:
             raise UserError(message, field="output_dir") from None
         existing = self.existing()
         if existing and not overwrite:
+            state = self.newest_state()
+            more = f"; or go on from where it ended with --resume {shlex.quote(str(state))}" if state else ""
             raise UserError(
-                f"{existing[0]} exists already; set overwrite to replace it, or choose another name",
+                f"{existing[0]} exists already; set overwrite to replace it, or choose another name{more}",
                 field="output_name",
             )
+        # Of several processes the first alone writes, and may have begun to.
+        if os.environ.get("RANK", "0") == "0":
+            remove_leftovers(self.folder, self._names(rf"\.{self.extension}|-state|\.config\.toml"))
 
     def existing(self) -> list[Path]:
         """Files of earlier runs of this name that this one might replace."""
-        pattern = re.compile(rf"{re.escape(self.name)}(-\d{{6}}|-step\d{{8}})?\.{self.extension}")
+        pattern = self._names(rf"\.{self.extension}")
         return sorted(path for path in self.folder.iterdir() if pattern.fullmatch(path.name))
+
+    def newest_state(self) -> Path | None:
+        """The state that was written last by runs of this name, if there is one to go on from."""
+        pattern = self._names("-state")
+        found = [path / POSITION for path in self.folder.iterdir() if pattern.fullmatch(path.name)]
+        for position in sorted(filter(Path.is_file, found), key=lambda path: path.stat().st_mtime, reverse=True):
+            with suppress(UserError):
+                check_state(position.parent)
+                return position.parent
+        return None
+
+    def command_to_resume(self, state: Path) -> str:
+        """What a shell is given to let this run go on from a state."""
+        words = ["python", "-m", "backend", "train_network", "--config_file", str(self.config), "--resume", str(state)]
+        return shlex.join(words)
+
+    def _names(self, ending: str) -> re.Pattern[str]:
+        """Names of this run's files that end in a pattern."""
+        return re.compile(rf"{re.escape(self.name)}(-\d{{6}}|-step\d{{8}})?({ending})")
 
 
 @dataclass
@@ -153,5 +181,5 @@ def old_steps(saved: Collection[int], last: int | None) -> list[int]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file under a temporary name beside it, then rename."""
-    with replacing(path) as temporary:
+    with replacing(path, durable=True) as temporary:
         temporary.write_text(text, encoding="utf-8")

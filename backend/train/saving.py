@@ -1,6 +1,5 @@
 """Writing the network with what a reader of the file wants to know about its training."""
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,15 @@ from backend.config.training.network import Network as NetworkOptions
 from backend.config.training.optim import Optim
 from backend.errors import UserError
 from backend.lora.metadata import TrainingFacts, minimum_metadata, modelspec, training_metadata
+from backend.replacing import remove_folder
+from backend.states import POSITION, Position
 from backend.tables.optimizers import find_row, sets_own_rates
 from backend.terminal import say, warn
+from backend.train.optimizers import at_rest
 from backend.train.outputs import old_epochs, old_steps
 from backend.train.progress import all_finite
 from backend.train.setup import Run
-from backend.train.state import POSITION, Position, fingerprint, write_state
+from backend.train.state import fingerprint, write_state
 
 PRECISIONS = {None: None, "float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -43,7 +45,7 @@ def save_network(run: Run, path: Path, step: int, epoch: int, final: bool) -> No
 def save_epoch(run: Run, step: int, epoch: int) -> None:
     """Save after `epoch` epochs, then remove this run's files of epochs that are not to be kept."""
     save_network(run, run.outputs.epoch(epoch), step, epoch, final=False)
-    run.saved.epochs.append(epoch)
+    note(run.saved.epochs, epoch)
     for old in old_epochs(run.saved.epochs, run.saves.last_epochs):
         run.saved.epochs.remove(old)
         remove(run.outputs.epoch(old))
@@ -52,7 +54,7 @@ def save_epoch(run: Run, step: int, epoch: int) -> None:
 def save_step(run: Run, step: int, epoch: int) -> None:
     """Save after `step` steps, then remove this run's files of steps that are not to be kept."""
     save_network(run, run.outputs.step(step), step, epoch, final=False)
-    run.saved.steps.append(step)
+    note(run.saved.steps, step)
     for old in old_steps(run.saved.steps, run.saves.last_steps):
         run.saved.steps.remove(old)
         remove(run.outputs.step(old))
@@ -72,31 +74,61 @@ def save_state(run: Run, folder: Path, step: int, epochs_done: int) -> None:
 
 def save_epoch_state(run: Run, step: int, epoch: int) -> None:
     """Save the state after `epoch` epochs, then remove this run's states of epochs that are not to be kept."""
-    run.saved.epoch_states.append(epoch)
-    old = old_epochs(run.saved.epoch_states, run.saves.last_epoch_states)
-    run.saved.epoch_states = [one for one in run.saved.epoch_states if one not in old]
+    note(run.saved.epoch_states, epoch)
     save_state(run, run.outputs.epoch_state(epoch), step, epoch)
-    for one in old:
+    # The state has those that go now among its own: should the run be killed here, one that goes on removes them.
+    for one in old_epochs(run.saved.epoch_states, run.saves.last_epoch_states):
+        run.saved.epoch_states.remove(one)
         remove(run.outputs.epoch_state(one))
 
 
 def save_step_state(run: Run, step: int, epoch: int) -> None:
     """Save the state after `step` steps, within epoch `epoch`, and remove this run's that are not to be kept."""
-    run.saved.step_states.append(step)
-    old = old_steps(run.saved.step_states, run.saves.last_step_states)
-    run.saved.step_states = [one for one in run.saved.step_states if one not in old]
+    note(run.saved.step_states, step)
     save_state(run, run.outputs.step_state(step), step, epoch - 1)
-    for one in old:
+    for one in old_steps(run.saved.step_states, run.saves.last_step_states):
+        run.saved.step_states.remove(one)
         remove(run.outputs.step_state(one))
 
 
+def save_stopped(run: Run, step: int, epoch: int) -> None:
+    """Save the state and the network of a run that ends early after `step` steps, within epoch `epoch`.
+
+    Raises:
+        OSError: the disk had no room for the state; the network may be saved nevertheless.
+    """
+    # As those of other steps, so that they go in their time once the run has gone on.
+    for numbers in (run.saved.steps, run.saved.step_states):
+        note(numbers, step)
+    failed = None
+    try:
+        save_state(run, run.outputs.step_state(step), step, epoch - 1)
+    except OSError as error:
+        failed = error
+    with at_rest(run.optimizer):
+        save_network(run, run.outputs.step(step), step, epoch, final=False)
+    if failed is not None:
+        raise failed
+
+
+def note(numbers: list[int], number: int) -> None:
+    """Add a number once."""
+    if number not in numbers:
+        numbers.append(number)
+
+
 def remove(path: Path) -> None:
-    """Remove a file that was saved earlier, or a state; one that cannot be removed costs a warning and not the run."""
+    """Remove a file that was saved earlier, or a state; one that cannot be removed costs a warning and not the run.
+
+    It need not be there: a run that goes on in another folder leaves what lies in the folder of before.
+    """
     try:
         if (path / POSITION).exists():
-            shutil.rmtree(path)
+            remove_folder(path)
+        elif path.exists():
+            path.unlink()
         else:
-            path.unlink(missing_ok=True)
+            return
     except OSError as error:
         warn(f"{path} could not be removed ({error.strerror or error})")
     else:

@@ -24,6 +24,7 @@ from backend.errors import UserError
 from backend.families.base import LoadOptions, load_model, model_hashes
 from backend.families.model import Model
 from backend.lora.file import read_lora
+from backend.states import Position, check_state
 from backend.terminal import bar, say, warn
 from backend.train.build import make_network
 from backend.train.description import describe_file
@@ -36,7 +37,7 @@ from backend.train.optimizers import check_optimizer, check_rates, make_optimize
 from backend.train.outputs import Outputs, Saved, SavePlan, write_text
 from backend.train.samples import Sampling, make_sampling, wanted
 from backend.train.schedules import Rates, make_rates
-from backend.train.state import Position, fingerprint, load_state, read_position
+from backend.train.state import fingerprint, load_state
 from backend.train.text import CaptionEncoder, KnownCaptions, encode_all, stored_captions
 from backend.train.validation import Validation, check_validation, make_validation, split_of
 
@@ -134,7 +135,7 @@ def check(config: TrainNetwork) -> Checked:
         UserError: anything in the config, the dataset or the outputs that cannot work.
     """
     outputs = Outputs(config.save.output_dir, config.save.output_name, config.save.save_model_as)
-    position = None if config.state.resume is None else read_position(config.state.resume)
+    position = None if config.state.resume is None else check_state(config.state.resume)
     outputs.prepare(config.save.overwrite or position is not None)
     config, seed = with_seed(config, position)
     check_logs(config.logs)

@@ -7,45 +7,24 @@ the loss scaler; there are no generator states and no places in a data loader.
 
 import hashlib
 import json
-import os
 import pickle
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.optim import Optimizer
 
 from backend.data.dataset import TrainingSet
 from backend.errors import UserError
-
-POSITION, NETWORK, OPTIMIZER = "state.json", "network.safetensors", "optimizer.pt"
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where in a run a state was taken.
-
-    Attributes:
-        step: optimizer steps done.
-        epochs_done: epochs that are over, with all that is done at their ends.
-        total_steps: of the whole run.
-        seed: of the run's draws.
-        pictures: a short text that another training set would give another of.
-        saved: epochs and steps whose files, and whose states, this run has written and not removed, by kind.
-    """
-
-    step: int
-    epochs_done: int
-    total_steps: int
-    seed: int
-    pictures: str
-    saved: Mapping[str, list[int]] = field(default_factory=dict)
+from backend.families.storage import write_tensors
+from backend.lora.pickled import save_pickled
+from backend.replacing import replacing_folder
+from backend.states import NETWORK, OPTIMIZER, POSITION, Position
 
 
 def fingerprint(training_set: TrainingSet) -> str:
@@ -69,38 +48,12 @@ def write_state(
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
-    hidden = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    for path in (hidden, old):
-        shutil.rmtree(path, ignore_errors=True)
-    hidden.mkdir(parents=True)
-    try:
-        tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-        save_file(tensors, hidden / NETWORK)
-        told = {"kind": type(optimizer).__name__, "optimizer": optimizer.state_dict(), "scaler": dict(scaler or {})}
-        torch.save(told, hidden / OPTIMIZER)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    told = {"kind": type(optimizer).__name__, "optimizer": optimizer.state_dict(), "scaler": dict(scaler or {})}
+    with replacing_folder(folder) as hidden:
+        write_tensors(hidden / NETWORK, tensors, None, {})
+        save_pickled(told, hidden / OPTIMIZER)
         (hidden / POSITION).write_text(json.dumps(asdict(position)) + "\n", encoding="utf-8")
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(hidden, folder)
-    finally:
-        for path in (hidden, old):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def read_position(folder: Path) -> Position:
-    """Where the run of a state folder was.
-
-    Raises:
-        UserError: it is no state of ours.
-    """
-    try:
-        return Position(**json.loads((folder / POSITION).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        hint = "a state is a folder that ends in -state, beside the LoRA files of its run"
-        raise UserError(f"there is no state in {folder}; {hint}", field="resume") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"the state in {folder} cannot be read ({error})", field="resume") from None
 
 
 def load_state(folder: Path, network: nn.Module, optimizer: Optimizer) -> Mapping[str, Any]:
@@ -120,8 +73,10 @@ def load_state(folder: Path, network: nn.Module, optimizer: Optimizer) -> Mappin
         message = "was written by a run of another network; resume with that run's network options"
         raise UserError(f"the state in {folder} {message}", field="resume")
     inner = getattr(optimizer, "optimizer", optimizer)
-    if saved.get("kind") != type(inner).__name__:
-        message = f"was written by {saved.get('kind')}, not by {type(inner).__name__}; resume with that run's optimizer"
+    if not isinstance(saved, dict) or not {"kind", "optimizer", "scaler"} <= saved.keys():
+        raise UserError(f"the state in {folder} cannot be read ({OPTIMIZER} holds something else)", field="resume")
+    if saved["kind"] != type(inner).__name__:
+        message = f"was written by {saved['kind']}, not by {type(inner).__name__}; resume with that run's optimizer"
         raise UserError(f"the state in {folder} {message}", field="resume")
     network.load_state_dict(tensors)
     try:

@@ -11,10 +11,10 @@ import torch
 from backend import events
 from backend.__main__ import main
 from backend.errors import UserError
+from backend.states import POSITION, read_position
 from backend.train import loop
 from backend.train.loop import train
 from backend.train.setup import Run
-from backend.train.state import POSITION, read_position
 
 STEPS = 5
 LORA = {"network_dim": 8, "network_alpha": 8, "learning_rate": 1e-2}

@@ -41,3 +41,9 @@ def test_a_toml_may_leave_its_size_to_the_form(workspace: Workspace, tmp_path: P
     values["dataset_config"] = str(toml)
     assert "resolution" in str(check(workspace, values, {}))
     assert check(workspace, values | {"resolution": "64"}, {}) == {}
+
+
+def test_a_state_that_is_not_there_is_named_before_a_run(workspace: Workspace, tmp_path: Path) -> None:
+    values = folders(tmp_path / "train") | {"resolution": "64", "resume": str(tmp_path / "last-state")}
+    assert "there is no state in" in check(workspace, values, {})["resume"]
+    assert "resume" not in check(workspace, values | {"resume": None}, {})
