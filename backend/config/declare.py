@@ -129,6 +129,10 @@ class Command(Section):
 
     command: ClassVar[str] = ""
 
+    def packages(self) -> tuple[str, ...]:
+        """The packages of backend/lean.py's OPTIONAL that the command imports with these options."""
+        return ()
+
 
 def plain_value(leaf: Leaf, value: Any) -> Any:
     """The value in the type of the leaf where toml has no such type; any other value as it is, to be judged later."""
