@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 # What libraries import where it is installed, and what our commands need only where their options say so.
-OPTIONAL = ("bitsandbytes", "peft", "xformers", "torch._dynamo")
+OPTIONAL = ("bitsandbytes", "peft", "xformers")
 
 
 @contextmanager

@@ -49,8 +49,8 @@ class TrainNetwork(Command):
     description: Description
 
     def packages(self) -> tuple[str, ...]:
-        """See `Command.packages`; PyTorch's optimizers import its compiler in any case."""
-        return ("torch._dynamo", "xformers") if self.speed.xformers else ("torch._dynamo",)
+        """See `Command.packages`."""
+        return ("xformers",) if self.speed.xformers else ()
 
     @model_validator(mode="after")
     def _encoders_that_are_dropped_cannot_learn(self) -> "TrainNetwork":
