@@ -3,10 +3,10 @@
     python -m benchmarks.start [--pairs 10] [--threads 1] [--write]
     python -m benchmarks.start --commands          how long the commands take to show their help or do their least
 
-A pair is the ordinary `python -m backend train_network --preset demo`, followed until it tells of its first step, and a
-process that imports torch, diffusers' U-Net and transformers' CLIP and ends. The two take turns, and so does who goes
-first; one pair before the others warms the disk's cache. Ours is also compared with the moment at which the imports are
-done, and with the same imports on a machine without the optional packages (bitsandbytes, PEFT, xformers), which
+Ours is the ordinary `python -m backend train_network --preset demo`, followed until it tells of its first step; theirs
+is a process that imports torch, diffusers' U-Net and transformers' CLIP and ends. They take turns, and so does who goes
+first; one round before the others warms the disk's cache. Ours is also compared with the moment at which the imports
+are done, and with the same imports on a machine without the optional packages (bitsandbytes, PEFT, xformers), which
 diffusers imports where it finds them. A run of ours holds latents in memory, or on the disk: at its first start (they
 are made), or at a later one (they are there). Prints the medians of the ratios of wall and of processor time and their
 quartiles; `--write` keeps them in docs/performance.md.
@@ -38,6 +38,7 @@ from backend.workspace import PROJECT
 IMPORTS = "import torch; from diffusers import UNet2DConditionModel; from transformers import CLIPTextModel"
 TOLD = "import os; os.write(1, b'x')"
 BARE = "import sys; sys.modules.update(dict.fromkeys(('bitsandbytes', 'peft', 'xformers')))"
+WHOLE = "the whole process"
 TICKS = os.sysconf("SC_CLK_TCK")
 PATIENCE = 300
 PAGE = PROJECT / "docs" / "performance.md"
@@ -137,33 +138,28 @@ def on_the_disk(keep: bool) -> Iterator[Callable[[int], Cost]]:
         yield run
 
 
-def in_memory(threads: int) -> Cost:
-    """A run as the demo's preset has it."""
-    return first_step(["--preset", "demo"], threads)
-
-
-def compared(run: Callable[[int], Cost], pairs: int, threads: int) -> dict[str, list[tuple[Cost, Cost]]]:
-    """Pairs of costs, ours and theirs, by what ours is compared with."""
-    found: dict[str, list[tuple[Cost, Cost]]] = {}
-    for number in range(pairs + 1):
+def compared(pairs: int, threads: int) -> dict[tuple[str, str], list[tuple[Cost, Cost]]]:
+    """Pairs of costs, ours and theirs, by where latents are and what ours is compared with."""
+    found: dict[tuple[str, str], list[tuple[Cost, Cost]]] = {}
+    with on_the_disk(keep=False) as first, on_the_disk(keep=True) as later:
         turns = {
-            "ours": lambda: run(threads),
+            "in memory": lambda: first_step(["--preset", "demo"], threads),
             "imports": lambda: imports(threads),
+            "on the disk, first start": lambda: first(threads),
             "bare": lambda: imports(threads, BARE),
+            "on the disk, later start": lambda: later(threads),
         }
-        order = list(turns)[number % 3 :] + list(turns)[: number % 3]
-        costs = {name: turns[name]() for name in order}
-        if number == 0:
-            continue
-        done, whole = costs["imports"]
-        print(f"pair {number}: {costs['ours']}, imports {whole}", flush=True)
-        others = {
-            "whole process": whole,
-            "until the imports are done": done,
-            "whole process, no optional packages": costs["bare"][1],
-        }
-        for name, other in others.items():
-            found.setdefault(name, []).append((costs["ours"], other))
+        for number in range(pairs + 1):
+            begin = number % len(turns)
+            costs = {name: turns[name]() for name in [*turns][begin:] + [*turns][:begin]}
+            if number == 0:
+                continue
+            print(f"round {number}: in memory {costs['in memory']}, imports {costs['imports'][1]}", flush=True)
+            done, whole = costs.pop("imports")
+            against = {WHOLE: whole, "until the imports are done": done, "no optional packages": costs.pop("bare")[1]}
+            for latents, own in costs.items():
+                for other, cost in against.items() if latents == "in memory" else [(WHOLE, whole)]:
+                    found.setdefault((latents, other), []).append((own, cost))
     return found
 
 
@@ -173,14 +169,14 @@ def spread(values: Sequence[float]) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def rows_of(name: str, found: dict[str, list[tuple[Cost, Cost]]]) -> list[list[str]]:
+def rows_of(found: dict[tuple[str, str], list[tuple[Cost, Cost]]]) -> list[list[str]]:
     """Rows of the table: latents, compared with, ratio of processor time, of wall time, seconds of both."""
     rows = []
-    for other, pairs in found.items():
+    for (latents, other), pairs in found.items():
         processor = spread([own.processor / theirs.processor for own, theirs in pairs])
         wall = spread([own.wall / theirs.wall for own, theirs in pairs])
         medians = [statistics.median(pair[side].processor for pair in pairs) for side in (0, 1)]
-        rows.append([name, other, processor, wall, f"{medians[0]:.1f} s, {medians[1]:.1f} s"])
+        rows.append([latents, other, processor, wall, f"{medians[0]:.1f} s, {medians[1]:.1f} s"])
     return rows
 
 
@@ -244,10 +240,7 @@ def main() -> None:
     if options.commands:
         commands(options.pairs, options.threads)
         return
-    rows = rows_of("in memory", compared(in_memory, options.pairs, options.threads))
-    for name, keep in (("on the disk, first start", False), ("on the disk, later start", True)):
-        with on_the_disk(keep) as run:
-            rows += rows_of(name, compared(run, options.pairs, options.threads))
+    rows = rows_of(compared(options.pairs, options.threads))
     columns = ["latents", "against", "processor time", "wall time", "processor time of both"]
     table = "\n".join("| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *rows])
     print(table)
