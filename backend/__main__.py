@@ -16,6 +16,7 @@ from backend.commands import ALIASES, COMMANDS, find
 from backend.config.base import from_argv
 from backend.config.declare import heading
 from backend.errors import ConfigError, UserError
+from backend.lean import OPTIONAL, out_of_sight, uncollected
 from backend.workspace import PROJECT
 
 # How libraries that do not raise OSError say that the disk is full.
@@ -92,8 +93,13 @@ def write_docs() -> None:
     sys.stdout.write(f"{target}\n")
 
 
-def main(argv: list[str]) -> int:
-    """Run one command line and give its exit status."""
+def main(argv: list[str], lean: bool = False) -> int:
+    """Run one command line and give its exit status.
+
+    Args:
+        argv: the words after `python -m backend`.
+        lean: this process is the command's alone, so that what it has no use for can be kept out of it.
+    """
     with Reported() as reported:
         if not argv or argv[0] in ("-h", "--help", "help"):
             sys.stdout.write(overview())
@@ -101,9 +107,12 @@ def main(argv: list[str]) -> int:
         if argv[0] == "--write-docs":
             write_docs()
             return 0
-        entry = find(argv[0])
-        config = from_argv(entry.config_class(), argv[1:])
-        entry.function()(config)
+        with uncollected() if lean else contextlib.nullcontext():
+            entry = find(argv[0])
+            config = from_argv(entry.config_class(), argv[1:])
+            with out_of_sight({*OPTIONAL} - {*config.packages()} if lean else ()):
+                function = entry.function()
+        function(config)
     return reported.status
 
 
@@ -130,6 +139,6 @@ def _drain() -> None:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
+    status = main(sys.argv[1:], lean=True)
     _drain()
     sys.exit(status)

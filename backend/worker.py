@@ -23,7 +23,7 @@ RELEASE_SECONDS = 60.0
 
 def worker_argv() -> list[str]:
     """The command line of the worker: what a shell would run."""
-    return [sys.executable, "-m", "backend.generate.worker"]
+    return [sys.executable, "-m", "backend.generate"]
 
 
 def has_gpu() -> bool:

@@ -23,6 +23,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from backend.config.docstrings import attribute_docs
+
 KINDS = {bool: "bool", int: "int", float: "float", str: "str", Path: "path"}
 
 
@@ -101,11 +103,18 @@ class Section(BaseModel):
         extra="forbid",
         frozen=True,
         strict=True,
-        use_attribute_docstrings=True,
         allow_inf_nan=False,
         protected_namespaces=(),
         defer_build=True,  # a section is built once, within the command that is used
     )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Give each field the docstring below it as its description."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for name, text in attribute_docs(cls.__module__).get(cls.__qualname__, {}).items():
+            if name in cls.__annotations__ and cls.model_fields[name].description is None:
+                cls.model_fields[name].description = text
 
     @model_validator(mode="before")
     @classmethod
@@ -128,6 +137,10 @@ class Command(Section):
     """The config of one command: its attributes are sections. Leaf names are unique within it."""
 
     command: ClassVar[str] = ""
+
+    def packages(self) -> tuple[str, ...]:
+        """The packages of backend/lean.py's OPTIONAL that the command imports with these options."""
+        return ()
 
 
 def plain_value(leaf: Leaf, value: Any) -> Any:

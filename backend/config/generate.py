@@ -139,3 +139,7 @@ class GenImg(Command):
     network: Networks
     output: Output
     speed: Device
+
+    def packages(self) -> tuple[str, ...]:
+        """See `Command.packages`."""
+        return ("xformers",) if self.speed.xformers else ()

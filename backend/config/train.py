@@ -48,6 +48,10 @@ class TrainNetwork(Command):
     logs: Logs
     description: Description
 
+    def packages(self) -> tuple[str, ...]:
+        """See `Command.packages`."""
+        return ("xformers",) if self.speed.xformers else ()
+
     @model_validator(mode="after")
     def _encoders_that_are_dropped_cannot_learn(self) -> "TrainNetwork":
         if self.data.cache_text_encoder_outputs and not self.network.network_train_unet_only:

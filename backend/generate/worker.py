@@ -1,6 +1,6 @@
 """The generate worker: a long-lived process that keeps a model loaded and answers requests.
 
-    python -m backend.generate.worker
+    python -m backend.generate
 
 One JSON object a line, requests on stdin and answers on stdout:
 
@@ -221,7 +221,3 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     with protocol:
         Worker(protocol).serve(sys.stdin)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,6 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,7 +20,8 @@ from backend.data.captions import CHANGING
 from backend.data.dataset import TrainingSet
 from backend.data.store import Caches
 from backend.errors import UserError
-from backend.families.base import LoadOptions, load_model, model_hashes
+from backend.families.base import LoadOptions, load_model
+from backend.families.hashes import Hashing
 from backend.families.model import Model
 from backend.lora.file import read_lora
 from backend.states import Position, check_state
@@ -62,6 +62,7 @@ class Run:
         logs: what curves are written to.
         gradient_norm: of the newest step, before clipping, still on the device.
         saved: where this run has saved on the way, as far as the files are still there.
+        hashing: takes the hashes of the base model and of a VAE in place of its own meanwhile.
     """
 
     config: TrainNetwork
@@ -86,6 +87,7 @@ class Run:
     started_at: float
     validation: Validation
     logs: Logs
+    hashing: Hashing
     position: Position | None = None
     saved: Saved = field(default_factory=Saved)
     gradient_norm: Tensor | None = None
@@ -105,12 +107,11 @@ class Run:
         done = (step - epoch * self.steps_per_epoch) * self.config.optim.gradient_accumulation_steps
         return self.training_set.epoch_batches(self.seed, epoch)[done:] if step < self.total_steps else []
 
-    @cached_property
+    @property
     def base_hashes(self) -> dict[str, str]:
-        """Names and hashes of the base model, and of a VAE in place of its own; computed once for all files."""
-        vae = self.config.model.vae
-        other = {} if vae is None else {VAE_FIELDS[name]: value for name, value in model_hashes(vae).items()}
-        return model_hashes(self.model.source) | other
+        """Names and hashes of the base model, and of a VAE in place of its own; the first time may have to wait."""
+        model, *vae = self.hashing.result()
+        return model | {VAE_FIELDS[name]: value for one in vae for name, value in one.items()}
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,8 @@ def prepare(config: TrainNetwork) -> Run:
         started_at=started_at,
         validation=make_validation(config.validation, training_set, seed, apart, encode),
         logs=make_logs(config, started_at),
+        # Gigabytes to read, for the first file that is saved; by now nothing else waits for the disk.
+        hashing=Hashing([model.source] if config.model.vae is None else [model.source, config.model.vae]),
         position=checked.position,
         saved=Saved(**checked.position.saved) if checked.position else Saved(),
     )

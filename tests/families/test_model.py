@@ -1,15 +1,11 @@
 """Models as values: loading, conditioning, latents, hashes."""
 
 import hashlib
-import json
-import os
 from pathlib import Path
 
-import pytest
 import torch
 
-from backend.families import hashes
-from backend.families.base import Conditioning, Model, load_model, model_hashes
+from backend.families.base import Conditioning, Model, load_model
 from backend.families.build import random_model
 
 
@@ -107,35 +103,3 @@ def test_conditioning_moves_repeats_and_joins() -> None:
     half = both.to(dtype=torch.float16)
     assert half.hidden.dtype == half.pooled.dtype == half.extra["size"].dtype == torch.float16
     assert Conditioning.cat([Conditioning(one.hidden), Conditioning(two.hidden)]).pooled is None
-
-
-def test_hashes_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    path = tmp_path / "m.safetensors"
-    data = bytes(range(256)) * 8192
-    path.write_bytes(data)
-    expected = {
-        "sd_model_name": "m.safetensors",
-        "sd_model_hash": hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8],
-        "new_sd_model_hash": hashlib.sha256(data).hexdigest(),
-    }
-    assert model_hashes(path) == expected
-    monkeypatch.setattr(hashes, "file_hashes", lambda path: {"new_sd_model_hash": "computed again"})
-    assert model_hashes(path) == expected
-    stamp = path.stat().st_mtime_ns
-    path.write_bytes(data + b"!")
-    os.utime(path, ns=(stamp, stamp))
-    assert model_hashes(path)["new_sd_model_hash"] == "computed again"
-    assert len(json.loads((tmp_path / "cache/lora-loom/model_hashes.json").read_text())) == 2
-
-
-def test_hashes_without_a_place_to_remember_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cache").write_text("a file where a folder should be")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "m.ckpt").write_bytes(b"abc")
-    assert model_hashes(tmp_path / "m.ckpt")["new_sd_model_hash"] == hashlib.sha256(b"abc").hexdigest()
-
-
-def test_folders_and_hub_names_have_only_a_name(tmp_path: Path) -> None:
-    assert model_hashes(tmp_path) == {"sd_model_name": tmp_path.name}
-    assert model_hashes("org/repo") == {"sd_model_name": "org/repo"}

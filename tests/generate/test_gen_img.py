@@ -82,7 +82,7 @@ def ask(requests: list[object]) -> tuple[list[dict], str]:
     """The worker's answers to requests on its stdin, and its stderr."""
     lines = "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in requests)
     done = subprocess.run(
-        [sys.executable, "-m", "backend.generate.worker"],
+        [sys.executable, "-m", "backend.generate"],
         cwd=ROOT,
         input=lines,
         capture_output=True,

@@ -221,4 +221,4 @@ def test_it_does_not_inherit_our_password_and_knows_the_workspace(make, monkeypa
 
 
 def test_the_command_line_is_the_generate_workers():
-    assert worker_argv() == [sys.executable, "-m", "backend.generate.worker"]
+    assert worker_argv() == [sys.executable, "-m", "backend.generate"]

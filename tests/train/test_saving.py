@@ -5,6 +5,7 @@ import hashlib
 import math
 from io import BytesIO
 from pathlib import Path
+from threading import Event
 
 import pytest
 from PIL import Image
@@ -13,12 +14,13 @@ from backend import events
 from backend.config.base import resolve
 from backend.config.train import TrainNetwork
 from backend.errors import ConfigError, UserError
+from backend.families import hashes
 from backend.header import read_header
 from backend.lora.file import read_lora
 from backend.lora.metadata import file_hashes
 from backend.train import saving
 from backend.train.description import thumbnail
-from backend.train.loop import train
+from backend.train.loop import train, training_step
 from backend.train.outputs import SavePlan, old_epochs, old_steps
 from backend.train.setup import prepare
 
@@ -250,3 +252,27 @@ def test_the_file_tells_which_optimizer_and_schedule_made_it(run_of, given, expe
     run = run_of(max_train_steps=1, **given)
     found = saving.metadata(run, run.outputs.final, 1, 1)
     assert {name: found[name] for name in expected} == expected
+
+
+def test_the_base_is_hashed_beside_the_steps_and_once(run_of, tmp_path, monkeypatch) -> None:
+    """The hash of a VAE that is given for itself stands for the base model's: the tests' models are folders."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    vae, taken, allowed = tmp_path / "vae.safetensors", [], Event()
+    vae.write_bytes(b"the model is a stand-in, and so is its VAE")
+    real = hashes.file_hashes
+
+    def slow(path: Path) -> dict[str, str]:
+        taken.append(path)
+        assert allowed.wait(60)
+        return real(path)
+
+    monkeypatch.setattr(hashes, "file_hashes", slow)
+    first = run_of(vae=str(vae), max_train_steps=1)
+    fed = list(first.feed(first.batches_left(0, 0)))
+    training_step(first, 0, fed)  # although no hash is there yet
+    allowed.set()
+    train(first)
+    train(run_of(vae=str(vae), max_train_steps=1))
+    assert taken == [vae]
+    metadata = read_lora(first.outputs.final).metadata
+    assert metadata["ss_new_vae_hash"] == hashlib.sha256(vae.read_bytes()).hexdigest()
