@@ -16,7 +16,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -27,13 +26,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from backend.data.store import FOLDER
 from backend.events import VARIABLE
-from backend.replacing import replacing
 from backend.workspace import PROJECT
+from benchmarks.pairs.machine import machine
+from benchmarks.pairs.page import table, write_section
 
 IMPORTS = "import torch; from diffusers import UNet2DConditionModel; from transformers import CLIPTextModel"
 TOLD = "import os; os.write(1, b'x')"
@@ -41,8 +40,6 @@ BARE = "import sys; sys.modules.update(dict.fromkeys(('bitsandbytes', 'peft', 'x
 WHOLE = "the whole process"
 TICKS = os.sysconf("SC_CLK_TCK")
 PATIENCE = 300
-PAGE = PROJECT / "docs" / "performance.md"
-HEAD = "# Performance\n\nFigures of the last run of each benchmark, written by the benchmarks themselves (`--write`).\n"
 LEAST = {
     "--help": ["--help"],
     "train_network --help": ["train_network", "--help"],
@@ -180,28 +177,6 @@ def rows_of(found: dict[tuple[str, str], list[tuple[Cost, Cost]]]) -> list[list[
     return rows
 
 
-def machine() -> str:
-    """What the figures were taken on."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    libraries = ", ".join(f"{one} {version(one)}" for one in ("torch", "diffusers", "transformers"))
-    cores = len(os.sched_getaffinity(0))
-    return f"{name}, {cores} cores, Python {platform.python_version()}, {libraries}"
-
-
-def write_section(name: str, text: str) -> None:
-    """Replace a section of docs/performance.md, between its two marks, or add it."""
-    page = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else HEAD
-    begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
-    section = f"{begin}\n{text.strip()}\n{end}"
-    if begin in page:
-        page = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: section, page, flags=re.DOTALL)
-    else:
-        page = f"{page.rstrip()}\n\n{section}\n"
-    with replacing(PAGE) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-
-
 def commands(pairs: int, threads: int) -> None:
     """Print what each command costs when it has next to nothing to do."""
     from backend.families.base import load_model
@@ -242,13 +217,13 @@ def main() -> None:
         return
     rows = rows_of(compared(options.pairs, options.threads))
     columns = ["latents", "against", "processor time", "wall time", "processor time of both"]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *rows])
-    print(table)
+    found = table(columns, rows)
+    print(found)
     if options.write:
-        write_section("start", section(table, options.pairs, options.threads))
+        write_section("start", section(found, options.pairs, options.threads))
 
 
-def section(table: str, pairs: int, threads: int) -> str:
+def section(rows: str, pairs: int, threads: int) -> str:
     """The section of the document."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return f"""## Start to first step
@@ -259,9 +234,9 @@ quartiles in brackets; the aim is at most 1.5. "Until the imports are done" leav
 "no optional packages" is its whole time where bitsandbytes, PEFT and xformers are not installed; PEFT is installed for
 the tests only.
 
-{table}
+{rows}
 
-{today}, {threads} thread(s) of PyTorch: {machine()}."""
+{today}, {threads} thread(s) of PyTorch: {machine("cpu")}."""
 
 
 if __name__ == "__main__":
