@@ -61,6 +61,8 @@ def launch(devices: Devices, words: Sequence[str]) -> int:
         "WORLD_SIZE": str(devices.num_processes),
         "LOCAL_WORLD_SIZE": str(count),
     }
+    # What the library says of a broken connection is said by us, in a line.
+    shared.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     # Each would take all cores otherwise.
     shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     received: list[int] = []

@@ -41,15 +41,32 @@ DATA = 'caption_dropout_rate = 0.3\nshuffle_caption = true\ncaption_separator = 
 KINDS: dict[str, dict[str, object]] = {
     # Of 5 and 3 pictures in two buckets: the last batches have 1 and 3, so a process has no share of one.
     "plain": {"save_every_n_steps": 2, "save_state": True},
-    "accumulation": {"gradient_accumulation_steps": 2, "scale_weight_norms": 0.05, "min_snr_gamma": 5.0},
-    "DyLoRA": {"network_module": "networks.dylora", "network_args": ["unit=2"], "clip_skip": 2},
+    "accumulation, DyLoRA": {
+        "network_module": "networks.dylora",
+        "network_args": ["unit=2"],
+        "gradient_accumulation_steps": 2,
+        "clip_skip": 2,
+        "min_snr_gamma": 5.0,
+        "max_train_steps": 3,
+    },
     "dropouts": {"network_dropout": 0.3, "network_args": ["rank_dropout=0.2", "module_dropout=0.2"]},
-    "U-Net": {"network_train_unet_only": True, "optimizer_type": "AdamWScheduleFree", "cache_latents": False},
-    "captions": {"network_train_unet_only": True, "cache_text_encoder_outputs": True, "data": ""},
+    "schedule-free": {"network_train_unet_only": True, "optimizer_type": "AdamWScheduleFree", "cache_latents": False},
+    "norms": {
+        "scale_weight_norms": 0.05,
+        "network_train_unet_only": True,
+        "cache_text_encoder_outputs": True,
+        "data": "",
+    },
     "bf16": {"mixed_precision": "bf16", "full_bf16": True, "max_train_steps": 2},
 }
-
-DISK = {"cache_latents_to_disk": True, "cache_text_encoder_outputs_to_disk": True, "network_train_unet_only": True}
+# Those that run without --long.
+SHORT = ("plain", "accumulation, DyLoRA")
+DISK = {
+    "cache_latents_to_disk": True,
+    "cache_text_encoder_outputs_to_disk": True,
+    "network_train_unet_only": True,
+    "max_train_steps": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +109,14 @@ def torchrun(*words: str, **more: str) -> subprocess.CompletedProcess:
     """Two processes of a command, by torchrun."""
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words]
     env = environment(**more)
-    return subprocess.run(line, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(line, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
-def pairs(folder, options_of) -> dict[str, tuple[dict, dict]]:
+def pairs(folder, options_of, request) -> dict[str, tuple[dict, dict]]:
     """What both processes knew at the end of every run, by kind."""
-    work = {name: options_of(2, f"pair {name}", **options) for name, options in KINDS.items()}
+    kinds = KINDS if request.config.getoption("--long") else SHORT
+    work = {name: options_of(2, f"pair {name}", **KINDS[name]) for name in kinds}
     state = str(folder / "pair plain" / "test-step00000002-state")
     work["resumed"] = options_of(2, "pair resumed", resume=state)
     work["elsewhere"] = options_of(2, "pair elsewhere", **{"second:learning_rate": 2e-3})
@@ -131,7 +149,9 @@ def assert_close(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch
     assert apart <= size * tolerance**2
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in SHORT else pytest.mark.long) for name in KINDS]
+)
 def test_two_processes_learn_what_one_does(pairs, alone, name) -> None:
     losses, weights = alone(**{key: value for key, value in KINDS[name].items() if not key.startswith("save")})
     first, second = pairs[name]
@@ -146,7 +166,7 @@ def test_the_first_process_alone_writes(pairs, folder) -> None:
     assert list(folder.glob("pair *-second")) == []
     names = {path.name for path in (folder / "pair plain").iterdir()}
     states = {f"test-step0000000{step}{end}" for step in (2, 4) for end in ("-state", ".safetensors")}
-    assert names == {"test.safetensors", "test.config.toml", *states}
+    assert names == {"test.safetensors", "test.config.toml", "test-state", *states}
 
 
 def test_a_state_of_two_processes_goes_on_in_two_to_the_bit(pairs) -> None:
@@ -245,9 +265,8 @@ def test_a_lost_process_ends_the_run_with_a_line_and_a_state(options_of, folder,
     assert "Traceback" not in text
     told = re.findall(rf"^process {rank} of 2 was lost in step (\d+) of 400; (.*)$", text, re.MULTILINE)
     assert len(told) == 1
-    state = Path(
-        re.search(r"(\S.*-state)(: --resume goes on| goes on)", told[0][1].split("is ")[-1].split("--resume ")[-1])[1]
-    )
+    said = r"--resume (.*-state) goes on" if rank else r"newest state is (.*-state):"
+    state = Path(re.search(said, told[0][1])[1])
     step = int(re.search(r"step(\d+)-state", state.name)[1])
     assert step == int(told[0][0]) - 1 if rank else step % 5 == 0
     losses, _ = alone(resume=str(state), max_train_steps=step + 1, save_state=False)
@@ -310,23 +329,11 @@ def machines() -> Iterator[tuple[Machine, Machine]]:
     try:
         for name in names:
             ip("netns", "add", name)
-        ip(
-            "link",
-            "add",
-            f"{names[0][-8:]}v",
-            "netns",
-            names[0],
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "cable",
-            "netns",
-            names[1],
-        )
-        for name, cable, address in zip(names, (f"{names[0][-8:]}v", "cable"), addresses, strict=True):
-            ip("-n", name, "address", "add", f"{address}/24", "dev", cable)
-            ip("-n", name, "link", "set", cable, "up")
+        peer = ("peer", "name", "cable", "netns", names[1])
+        ip("link", "add", "cable", "netns", names[0], "type", "veth", *peer)
+        for name, address in zip(names, addresses, strict=True):
+            ip("-n", name, "address", "add", f"{address}/24", "dev", "cable")
+            ip("-n", name, "link", "set", "cable", "up")
             ip("-n", name, "link", "set", "lo", "up")
         yield tuple(
             Machine(("ip", "netns", "exec", name), address) for name, address in zip(names, addresses, strict=True)

@@ -16,20 +16,20 @@ COMMAND = ("python", "-m", "backend", "train_network")
 class Devices(Section):
     """Several devices."""
 
-    num_processes: Annotated[int | None, ADVANCED] = Field(None, ge=1)
+    num_processes: int | None = Field(None, ge=1)
     """Processes that train together, one for each GPU, on all machines together; each takes train_batch_size pictures
     in a step. Left out, one, or as many as torchrun or accelerate have launched."""
 
-    num_machines: Annotated[int, ADVANCED] = Field(1, ge=1)
+    num_machines: int = Field(1, ge=1)
     """Machines that train together. The run is started on each of them, with the same options but for machine_rank."""
 
-    machine_rank: Annotated[int, ADVANCED] = Field(0, ge=0)
+    machine_rank: int = Field(0, ge=0)
     """Which of the machines this is, from 0. Files are written on machine 0."""
 
-    main_process_ip: Annotated[str | None, ADVANCED] = Field(None, min_length=1)
+    main_process_ip: str | None = Field(None, min_length=1)
     """Address of machine 0, under which the others reach it."""
 
-    main_process_port: Annotated[int | None, ADVANCED] = Field(None, ge=1, le=65535)
+    main_process_port: int | None = Field(None, ge=1, le=65535)
     """Port at which the processes meet; left out, a free one, or 29500 with several machines."""
 
     ddp_timeout: Annotated[int | None, ADVANCED] = Field(None, ge=1)
@@ -80,19 +80,7 @@ def launch_lines(devices: Devices, options: list[str]) -> list[str]:
     flags = [] if devices.num_processes is None else ["--num_processes", str(devices.num_processes)]
     if devices.num_machines == 1:
         return [shlex.join([*COMMAND, *options, *flags])]
-    place = ["--main_process_ip", str(devices.main_process_ip), "--main_process_port", str(devices.port)]
-    return [
-        shlex.join(
-            [
-                *COMMAND,
-                *options,
-                *flags,
-                "--num_machines",
-                str(devices.num_machines),
-                "--machine_rank",
-                str(rank),
-                *place,
-            ]
-        )
-        for rank in range(devices.num_machines)
-    ]
+    flags += ["--num_machines", str(devices.num_machines), "--main_process_ip", str(devices.main_process_ip)]
+    flags += ["--main_process_port", str(devices.port)]
+    ranks = range(devices.num_machines)
+    return [shlex.join([*COMMAND, *options, *flags, "--machine_rank", str(rank)]) for rank in ranks]
