@@ -231,7 +231,8 @@ class Group:
         try:
             yield
         except RuntimeError as error:
-            raise LostProcess(str(error).strip().splitlines()[0]) from error
+            message = "another process of the run is gone or does not answer; what it said stands above"
+            raise LostProcess(message, status=1) from error
 
     def _note(self, what: str) -> None:
         store = _store()

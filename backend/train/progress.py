@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from backend import events
 from backend.errors import UserError
+from backend.processes import is_first
 from backend.terminal import EVENT_INTERVAL, no_bar, say
 from backend.train.logs import Logs, no_logs
 from backend.train.validation import Held
@@ -246,7 +247,8 @@ class Progress:
 def _not_finite(what: str) -> UserError:
     return UserError(
         f"{what}, so training was stopped; files saved before are good. Try a lower learning_rate, or mixed_precision "
-        "bf16 or no"
+        "bf16 or no",
+        told=not is_first(),  # all processes see the same
     )
 
 

@@ -35,7 +35,8 @@ def save_network(run: Run, path: Path, step: int, epoch: int, final: bool) -> No
     if not all_finite(list(run.network.state_dict().values())):
         raise UserError(
             f"the network has numbers that are not finite after step {step}, so it was not saved; files saved before "
-            "are good. Try a lower learning_rate, or mixed_precision bf16 or no"
+            "are good. Try a lower learning_rate, or mixed_precision bf16 or no",
+            told=not run.group.is_first,
         )
     if not run.group.is_first:
         return
