@@ -49,7 +49,12 @@ KINDS: dict[str, dict[str, object]] = {
         "min_snr_gamma": 5.0,
         "max_train_steps": 3,
     },
-    "dropouts": {"network_dropout": 0.3, "network_args": ["rank_dropout=0.2", "module_dropout=0.2"]},
+    "dropouts": {
+        "network_dropout": 0.3,
+        "network_args": ["rank_dropout=0.2", "module_dropout=0.2"],
+        "validation_split": 0.2,
+        "validate_every_n_steps": 2,
+    },
     "schedule-free": {"network_train_unet_only": True, "optimizer_type": "AdamWScheduleFree", "cache_latents": False},
     "norms": {
         "scale_weight_norms": 0.05,
