@@ -22,7 +22,7 @@ from backend.processes import is_launched
 from backend.terminal import say
 
 # So long the other processes have to notice that one is gone, and then to end when they are told to; seconds.
-NOTICE, END = 15.0, 600.0
+NOTICE, END = 60.0, 600.0
 POLL = 0.1
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOPBACK = "127.0.0.1"

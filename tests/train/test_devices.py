@@ -207,8 +207,8 @@ def test_a_mistake_of_one_process_ends_both_and_is_told_once(pairs) -> None:
 
 
 def test_the_disk_cache_of_two_processes_is_that_of_one(pairs, folder, alone) -> None:
-    def kept(kind: str) -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in folder.glob(f"*/.lora_loom_cache/{kind}/*")}
+    def kept(kind: str) -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in folder.glob(f"*/.lora_loom_cache/{kind}/*")}
 
     before = kept("latents"), kept("captions")
     assert len(before[0]) == 8 and before[1]
@@ -265,7 +265,7 @@ def test_a_lost_process_ends_the_run_with_a_line_and_a_state(options_of, folder,
     options = options_of(2, name, max_train_steps=400, save_every_n_steps=5, save_state=True, num_processes=2)
     process = started(*words_of(options), lines=lambda text: "-step00000005-state" in text, log=log)
     os.kill(process_of_rank(process.pid, rank), signal.SIGKILL)
-    assert process.wait(60) == (1 if rank else 137)
+    assert process.wait(200) == (1 if rank else 137)
     text = log.read_text()
     assert "Traceback" not in text
     told = re.findall(rf"^process {rank} of 2 was lost in step (\d+) of 400; (.*)$", text, re.MULTILINE)
@@ -292,12 +292,12 @@ def test_a_stop_ends_all_after_the_same_step(options_of, folder) -> None:
 
 
 @pytest.mark.long
-def test_two_machines_find_each_other_by_address(options_of, folder, pairs) -> None:
+def test_two_machines_find_each_other_by_address(options_of, folder, alone) -> None:
     with machines() as (first, second):
         shared = {"num_processes": 2, "num_machines": 2, "main_process_ip": first.address, "main_process_port": 29611}
         runs = []
         for rank, machine in enumerate((first, second)):
-            words = words_of(options_of(2, f"machine {rank}", machine_rank=rank, **shared))
+            words = words_of(options_of(2, f"machine {rank}", max_train_steps=2, machine_rank=rank, **shared))
             line = [*machine.begin, sys.executable, "-m", "backend", "train_network", *words]
             with (folder / f"machine {rank}.txt").open("w") as file:
                 runs.append(
@@ -307,7 +307,8 @@ def test_two_machines_find_each_other_by_address(options_of, folder, pairs) -> N
     assert [code for code, _ in texts] == [0, 0], texts
     assert "on machine 1: python -m backend train_network" in texts[0][1]
     assert not (folder / "machine 1").exists()
-    assert_close(load_file(folder / "machine 0" / "test.safetensors"), pairs["plain"][0]["weights"], 1e-6)
+    _, weights = alone(max_train_steps=2)
+    assert_close(load_file(folder / "machine 0" / "test.safetensors"), weights, WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -379,6 +380,8 @@ def test_launched_processes_that_accelerate_does_not_make_are_refused(monkeypatc
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    # It would wait for the other process, and makes one of each all the same.
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda **_: None)
     with pytest.raises(UserError, match="2 processes were launched.*accelerate makes 1.*ACCELERATE_USE_CPU=true"):
         meet(Devices(), place())
 

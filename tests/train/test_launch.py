@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from backend.config.base import resolve
 from backend.config.train import TrainNetwork
@@ -139,6 +140,7 @@ def test_who_does_not_come_in_time_is_taken_for_lost(monkeypatch) -> None:
         with pytest.raises(UserError, match="do not find each other at 127.0.0.1:"):
             joining.meet(devices, Place(0, 2, 0, 2))
         monkeypatch.setenv("MASTER_PORT", str(launch.free_port()))
+        AcceleratorState._reset_state(True)
     assert given == [3, 720]
 
 
