@@ -15,6 +15,7 @@ from backend.config.training.network import Network as NetworkOptions
 from backend.config.training.optim import Optim
 from backend.errors import UserError
 from backend.lora.metadata import TrainingFacts, minimum_metadata, modelspec, training_metadata
+from backend.processes import is_first
 from backend.tables.optimizers import find_row, sets_own_rates
 from backend.terminal import say, warn
 from backend.train.group import LostProcess
@@ -52,7 +53,7 @@ def save_epoch(run: Run, step: int, epoch: int) -> None:
     run.saved.epochs.append(epoch)
     for old in old_epochs(run.saved.epochs, run.saves.last_epochs):
         run.saved.epochs.remove(old)
-        remove(run, run.outputs.epoch(old))
+        remove(run.outputs.epoch(old))
 
 
 def save_step(run: Run, step: int, epoch: int) -> None:
@@ -61,7 +62,7 @@ def save_step(run: Run, step: int, epoch: int) -> None:
     run.saved.steps.append(step)
     for old in old_steps(run.saved.steps, run.saves.last_steps):
         run.saved.steps.remove(old)
-        remove(run, run.outputs.step(old))
+        remove(run.outputs.step(old))
 
 
 def save_state(run: Run, folder: Path, step: int, epochs_done: int) -> None:
@@ -85,7 +86,7 @@ def save_epoch_state(run: Run, step: int, epoch: int) -> None:
     run.saved.epoch_states = [one for one in run.saved.epoch_states if one not in old]
     save_state(run, run.outputs.epoch_state(epoch), step, epoch)
     for one in old:
-        remove(run, run.outputs.epoch_state(one))
+        remove(run.outputs.epoch_state(one))
 
 
 def save_step_state(run: Run, step: int, epoch: int) -> None:
@@ -95,7 +96,7 @@ def save_step_state(run: Run, step: int, epoch: int) -> None:
     run.saved.step_states = [one for one in run.saved.step_states if one not in old]
     save_state(run, run.outputs.step_state(step), step, epoch - 1)
     for one in old:
-        remove(run, run.outputs.step_state(one))
+        remove(run.outputs.step_state(one))
 
 
 @contextmanager
@@ -131,9 +132,9 @@ def newest_state(run: Run) -> Path | None:
     return states[max(states)] if states else None
 
 
-def remove(run: Run, path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a file that was saved earlier, or a state; one that cannot be removed costs a warning and not the run."""
-    if not run.group.is_first:
+    if not is_first():
         return
     try:
         if (path / POSITION).exists():

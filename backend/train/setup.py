@@ -133,12 +133,13 @@ class Checked:
     position: Position | None
 
 
-def check(config: TrainNetwork, group: Group) -> Checked:
+def check(config: TrainNetwork, group: Group | None = None) -> Checked:
     """Everything that can be judged without the model, cheapest first.
 
     Raises:
         UserError: anything in the config, the dataset or the outputs that cannot work.
     """
+    group = group or Group()
     outputs = Outputs(config.save.output_dir, config.save.output_name, config.save.save_model_as)
     position = None if config.state.resume is None else read_position(config.state.resume)
     if group.is_first:
