@@ -225,6 +225,7 @@ def test_the_file_tells_of_the_whole_batch(pairs, folder) -> None:
     assert json.loads(told["ss_datasets"])[0]["batch_size_per_device"] == 2
 
 
+@pytest.mark.long
 def test_the_command_line_in_two_processes(pairs, folder, options_of) -> None:
     words = words_of(options_of(2, "command"))
     done = torchrun("-m", "backend", "train_network", *words, ACCELERATE_USE_CPU="true")
