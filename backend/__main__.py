@@ -17,6 +17,7 @@ from backend.config.base import from_argv
 from backend.config.declare import heading
 from backend.errors import ConfigError, UserError
 from backend.lean import OPTIONAL, out_of_sight, uncollected
+from backend.processes import place
 from backend.workspace import PROJECT
 
 # How libraries that do not raise OSError say that the disk is full.
@@ -35,12 +36,21 @@ class Reported:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         if error is None or isinstance(error, SystemExit):
             return False
+        own = place()
         if isinstance(error, KeyboardInterrupt):
-            _say("stopped by an interrupt")
+            if own.rank == 0:
+                _say("stopped by an interrupt")
             self.status = 130
             return True
         problems = explain(error)
         self.status = 2 if problems else 1
+        if isinstance(error, UserError):
+            self.status = error.status
+            # What is wrong with the options is wrong in every process that was launched with them.
+            if error.told or (isinstance(error, ConfigError) and own.local_rank):
+                return True
+        if own.rank and problems:
+            problems = [(field, f"{message} (process {own.rank} of {own.size})") for field, message in problems]
         for field, message in problems or [("", f"unexpected {type(error).__name__}: {_first_line(error)}")]:
             # The event first: it has a reserve, while the log may lie on the disk that is full.
             events.emit("error", message=message, field=field or None)

@@ -33,7 +33,7 @@ class Entry:
 
 
 COMMANDS: dict[str, Entry] = {
-    "train_network": Entry("backend.config.train:TrainNetwork", "backend.train.loop:run"),
+    "train_network": Entry("backend.config.train:TrainNetwork", "backend.train.launch:run"),
     "gen_img": Entry("backend.config.generate:GenImg", "backend.generate.run:run"),
     "extract_lora_from_dylora": Entry("backend.config.lora_tools:ExtractDyLora", "backend.tools.dylora_extract:run"),
     "merge_lora": Entry("backend.config.lora_tools:MergeLora", "backend.tools.merge:run"),

@@ -11,12 +11,16 @@ class UserError(Exception):
     Args:
         message: one line that says what is wrong and what to do about it.
         field: the option, key or file the message is about, if it is about one.
+        told: another process of the run tells it.
+        status: exit status of the command.
     """
 
-    def __init__(self, message: str, field: str | None = None) -> None:
+    def __init__(self, message: str, field: str | None = None, told: bool = False, status: int = 2) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
+        self.told = told
+        self.status = status
 
     def __str__(self) -> str:
         return f"{self.field}: {self.message}" if self.field else self.message

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from backend.processes import is_first
+
 VARIABLE = "LORALOOM_EVENTS"
 RESERVE_BYTES = 4096
 
@@ -18,14 +20,15 @@ def emit(event: str = "progress", **fields: Any) -> None:
     """Append one event; does nothing when no file is named by the environment.
 
     An event is news, not data: where it cannot be written (a full disk, a removed job) the work goes on without it.
-    Only an error then goes into the reserve.
+    Only an error then goes into the reserve. Of several processes that train together the first one emits, and one
+    that has an error of its own.
 
     Args:
         event: progress, phase, sample, file, warning or error.
         fields: JSON values; a path is written as its string. `time` (unix seconds) is added.
     """
     target = os.environ.get(VARIABLE)
-    if not target:
+    if not target or not (is_first() or event == "error"):
         return
     record = {"event": event, "time": time.time(), **fields}
     line = (json.dumps(record, ensure_ascii=False, default=str) + "\n").encode("utf-8", "replace")

@@ -12,6 +12,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from backend import events
+from backend.processes import is_first
 
 EVENT_INTERVAL = 0.2
 
@@ -19,7 +20,12 @@ T = TypeVar("T")
 
 
 def say(message: str) -> None:
-    """One line to the reader of the log, at once, above the bar if there is one; no run ends for a log that is full."""
+    """One line to the reader of the log, at once, above the bar if there is one; no run ends for a log that is full.
+
+    Of several processes that train together the first one says it.
+    """
+    if not is_first():
+        return
     with suppress(OSError):
         tqdm.write(message)
         sys.stdout.flush()
@@ -31,6 +37,11 @@ def warn(message: str) -> None:
     events.emit("warning", message=message)
 
 
+def no_bar() -> bool | None:
+    """What tqdm calls `disable`: None, which draws a bar on a terminal alone, for the process that tells something."""
+    return None if is_first() else True
+
+
 def track(items: Iterable[T], name: str, total: int) -> Iterator[T]:
     """The items, with a bar on the terminal and a phase event now and then that say how many are done.
 
@@ -40,7 +51,7 @@ def track(items: Iterable[T], name: str, total: int) -> Iterator[T]:
         total: how many there are.
     """
     told = -EVENT_INTERVAL
-    with tqdm(total=total, desc=name, dynamic_ncols=True, disable=None, leave=False) as bar:
+    with tqdm(total=total, desc=name, dynamic_ncols=True, disable=no_bar(), leave=False) as bar:
         for done, item in enumerate(items):
             if time.monotonic() - told >= EVENT_INTERVAL:
                 told = time.monotonic()
@@ -58,7 +69,7 @@ def bar(name: str) -> Iterator[Callable[[int, int], None]]:
         name: what is done, such as "caching latents".
     """
     told = -EVENT_INTERVAL
-    with tqdm(desc=name, dynamic_ncols=True, disable=None, leave=False) as drawn:
+    with tqdm(desc=name, dynamic_ncols=True, disable=no_bar(), leave=False) as drawn:
 
         def report(done: int, total: int) -> None:
             nonlocal told

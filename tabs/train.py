@@ -22,6 +22,7 @@ from tabs import datasets
 from tabs.blocks import BlockBox, connect_blocks, draw_block_box, inputs_of, outputs_of
 from tabs.dataset_box import DatasetBox, draw_dataset_box, read_settings, resolution_for, show
 from tabs.form import Form, draw_form, draw_search, plain
+from tabs.launch_line import draw_launch_line
 from tabs.panel import Look, RunPanel, begin, draw_panel, refresh
 from tabs.preset_row import choices, connect_presets, draw_preset_row
 from tabs.text import problem_list, problems_of
@@ -66,6 +67,7 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> gr.Timer:
                 draw_search(form)
         with gr.Column(scale=5, min_width=400, elem_id="run-column"):
             panel = draw_panel(services, tab, TrainNetwork.command, Look("Train", IDLE, view, resumes=True))
+    draw_launch_line(form)
     form.codecs["sample_prompts"] = keep
     form.lock()
     panel.start.interactive = False

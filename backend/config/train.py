@@ -9,6 +9,7 @@ from backend.config.model import ModelOptions
 from backend.config.training.data import Data
 from backend.config.training.dataset import DatasetFlags
 from backend.config.training.description import Description
+from backend.config.training.devices import Devices
 from backend.config.training.logs import Logs
 from backend.config.training.network import Network
 from backend.config.training.noise import Noise
@@ -43,6 +44,7 @@ class TrainNetwork(Command):
     state: State
     samples: Samples
     speed: Speed
+    devices: Devices
     noise: Noise
     validation: Validation
     logs: Logs

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +38,36 @@ class Entry(NamedTuple):
 
 
 Encoded = tuple[Picture, bool, Entry]
+
+
+class Sharers(Protocol):
+    """The processes that share the work of encoding."""
+
+    @property
+    def rank(self) -> int:
+        """This process's number, from 0."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, by rank."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A process that does all of the work."""
+
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, value: Any) -> list[Any]:
+        """See `Sharers`."""
+        return [value]
+
+
+ALONE = Alone()
 
 
 @dataclass(frozen=True)
@@ -148,6 +178,7 @@ def cache_latents(
     dtype: torch.dtype = torch.float32,
     store: DiskStore | None = None,
     workers: int = 1,
+    sharers: Sharers = ALONE,
 ) -> LatentCache:
     """Encode every picture of a set, held out or not, and its mirror image where the subset has `flip_aug`.
 
@@ -163,6 +194,7 @@ def cache_latents(
         store: where latents of earlier runs are, and new ones go; left out, all are kept in memory.
         workers: most batches that are encoded at the same time, fewer where they are large. On a CPU several small
             batches side by side, each with its share of the threads, are encoded much faster than one after the other.
+        sharers: the processes that encode a part of the batches each, and give it to the others.
 
     Returns:
         The full cache.
@@ -177,7 +209,11 @@ def cache_latents(
     cache = LatentCache(store, dtype)
     with ThreadPoolExecutor(cpu_count()) as pool:
         found = list(pool.map(lambda one: cache.find(*one), wanted))
-        missing = {(_key(picture), flip) for (picture, flip), there in zip(wanted, found, strict=True) if not there}
+        # What one process lacks, on a machine with a disk of its own say, all of them make.
+        lacking = sharers.gather([index for index, there in enumerate(found) if not there])
+        places = {(_key(picture), flip): index for index, (picture, flip) in enumerate(wanted)}
+        lacked = {index for indices in lacking for index in indices}
+        missing = {name for name, index in places.items() if index in lacked}
         to_encode = [picture for picture in pictures if {(_key(picture), False), (_key(picture), True)} & missing]
         done = len(pictures) - len(to_encode)
         if progress and not to_encode:
@@ -188,14 +224,18 @@ def cache_latents(
         def work(group: list[Picture], loaded: list[Loaded]) -> list[Encoded]:
             return _encode_group(encode, cache.dtype, group, loaded, missing)
 
-        for encoded in _worked(work, _decoded(pool, groups), min(workers, max(1, PIXELS_AT_ONCE // most))):
-            for picture, flip, entry in encoded:
-                cache.put(picture, flip, *entry)
-            done += len({_key(picture) for picture, _, _ in encoded})
+        own = groups[sharers.rank :: sharers.size]
+        encoded = _worked(work, _decoded(pool, own), min(workers, max(1, PIXELS_AT_ONCE // most)))
+        for _ in range(0, len(groups), sharers.size):
+            made = [(places[_key(picture), flip], entry) for picture, flip, entry in next(encoded, [])]
+            for index, entry in (one for part in sharers.gather(made) for one in part):
+                cache.put(*wanted[index], *entry)
+                done += not (wanted[index][1] and places[_key(wanted[index][0]), False] in lacked)
             if progress:
                 progress(done, len(pictures))
     if store is not None:
         store.caches.save()
+        sharers.gather(None)  # by now what the others have written is there
     return cache
 
 

@@ -43,6 +43,7 @@ class TrainingSet:
         warnings: one line each, for the user to read.
         in_folders: it was named by folders on the command line, and is one dataset then.
         pace: of the run that it is trained in.
+        processes: that a batch is split over: each takes `batch_size` of it.
     """
 
     datasets: tuple[DatasetOptions, ...]
@@ -52,6 +53,7 @@ class TrainingSet:
     warnings: tuple[str, ...]
     in_folders: bool = False
     pace: Pace = Pace()
+    processes: int = 1
 
     @classmethod
     def scan(cls, config: DatasetConfig, caches: Caches | None = None, split: Split | None = None) -> "TrainingSet":
@@ -112,17 +114,17 @@ class TrainingSet:
         """Regularisation pictures found, `num_repeats` included, before they are balanced with the others."""
         return sum(num_reg_images(self, index) for index in range(len(self.datasets)))
 
-    def epoch_batches(self, seed: int, epoch: int, world_size: int = 1) -> list[Batch]:
+    def epoch_batches(self, seed: int, epoch: int) -> list[Batch]:
         """The global batches of one epoch; see `backend.data.batches.epoch_batches`."""
-        return epoch_batches(self.datasets, self.pictures, seed, epoch, world_size, self.pace)
+        return epoch_batches(self.datasets, self.pictures, seed, epoch, self.processes, self.pace)
 
     def validation_batches(self, seed: int) -> tuple[Batch, ...]:
         """The batches of held out pictures; see `backend.data.split.validation_batches`."""
         return validation_batches(self.datasets, self.validation, seed)
 
-    def batches_per_epoch(self, world_size: int = 1) -> int:
+    def batches_per_epoch(self) -> int:
         """The number of global batches in every epoch."""
-        return batches_per_epoch(self.datasets, self.pictures, world_size)
+        return batches_per_epoch(self.datasets, self.pictures, self.processes)
 
     @property
     def info(self) -> dict[str, str]:

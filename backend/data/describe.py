@@ -61,7 +61,7 @@ def _flat(training_set: "TrainingSet") -> dict[str, str]:
     bounds = (options.min_bucket_reso, options.max_bucket_reso) if options.enable_bucket else (None, None)
     values = {
         "batch_size_per_device": options.batch_size,
-        "total_batch_size": options.batch_size * training_set.pace.accumulation,
+        "total_batch_size": options.batch_size * training_set.processes * training_set.pace.accumulation,
         "resolution": tuple(options.resolution),
         "enable_bucket": options.enable_bucket,
         "bucket_no_upscale": options.bucket_no_upscale,

@@ -39,16 +39,18 @@ class CacheFolder:
     Args:
         pictures: the folder of the pictures.
         option: that asked for the cache; errors are about it.
+        writes: whether this process writes to it; another one of the same run does otherwise.
 
     Raises:
         UserError: the cache is not there and cannot be made.
     """
 
-    def __init__(self, pictures: Path, option: str) -> None:
+    def __init__(self, pictures: Path, option: str, writes: bool = True) -> None:
         self.path = pictures / FOLDER
         self.option = option
+        self.writes = writes
         # An older one on a disk that is read-only by now still serves.
-        if not self.path.is_dir():
+        if writes and not self.path.is_dir():
             with self._writing():
                 self.path.mkdir(parents=True, exist_ok=True)
                 (self.path / ".gitignore").write_text("*\n", encoding="utf-8")
@@ -119,6 +121,8 @@ class CacheFolder:
         Raises:
             UserError: the folder cannot be written to.
         """
+        if not self.writes:
+            return
         plain = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
         data = safetensors.torch.save(plain, metadata={CHECK: _digest(safetensors.torch.save(plain))})
         path = self._file(name)
@@ -134,7 +138,7 @@ class CacheFolder:
 
         Without the index the next run is slower and as right, so a disk that refuses it is no error.
         """
-        if not self._changed:
+        if not (self._changed and self.writes):
             return
         pictures, files = _read_index(self.path / INDEX)
         content = {"version": VERSION, "pictures": pictures | self._pictures, "files": files | self._files}
@@ -176,11 +180,13 @@ class Caches:
     Args:
         option: as for `CacheFolder`.
         trust: as for `CacheFolder.has` (`skip_cache_check`).
+        writes: as for `CacheFolder`.
     """
 
-    def __init__(self, option: str, trust: bool = False) -> None:
+    def __init__(self, option: str, trust: bool = False, writes: bool = True) -> None:
         self.option = option
         self.trust = trust
+        self.writes = writes
         self._folders: dict[Path, CacheFolder] = {}
         self._opening = Lock()
 
@@ -188,7 +194,7 @@ class Caches:
         """The cache beside a picture, opened when it is asked for first."""
         with self._opening:  # several threads ask, and what one learns must not be lost with a folder of its own
             if picture.parent not in self._folders:
-                self._folders[picture.parent] = CacheFolder(picture.parent, self.option)
+                self._folders[picture.parent] = CacheFolder(picture.parent, self.option, self.writes)
             return self._folders[picture.parent]
 
     def save(self) -> None:

@@ -40,7 +40,7 @@ def make_accelerator(speed: Speed) -> tuple[Accelerator, torch.dtype]:
     """Accelerate's handle on device and precision, and the dtype of the frozen model.
 
     Raises:
-        UserError: the device cannot compute in this precision, or several processes were launched.
+        UserError: the device cannot compute in this precision.
     """
     mixed_precision = speed.mixed_precision
     try:
@@ -50,11 +50,6 @@ def make_accelerator(speed: Speed) -> tuple[Accelerator, torch.dtype]:
         )
     except ValueError as error:
         raise UserError(f"{error}; choose another or no", field="mixed_precision") from None
-    if accelerator.num_processes > 1:
-        raise UserError(
-            f"training runs in one process, but {accelerator.num_processes} were launched; launch one, such as with "
-            "`accelerate launch --num_processes 1`"
-        )
     if mixed_precision == "fp16" and not accelerator.native_amp:
         warn("mixed_precision fp16 needs a GPU; there is none here, so float32 is used")
         return accelerator, torch.float32

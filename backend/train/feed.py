@@ -10,7 +10,7 @@ from torch import Tensor
 from backend.config.dataset import DatasetConfig
 from backend.config.training.data import Data
 from backend.data.batches import Batch
-from backend.data.cache import DiskStore, LatentCache, cache_latents, check_finite
+from backend.data.cache import ALONE, DiskStore, LatentCache, Sharers, cache_latents, check_finite
 from backend.data.dataset import TrainingSet
 from backend.data.decode import cpu_count
 from backend.data.loader import PixelLoader
@@ -67,22 +67,28 @@ def check_pixels(options: Data, datasets: DatasetConfig) -> None:
         raise UserError(message, "masked_loss")
 
 
-def open_caches(options: Data) -> Caches | None:
-    """What the run keeps on the disk, None where it keeps nothing."""
+def open_caches(options: Data, writes: bool = True) -> Caches | None:
+    """What the run keeps on the disk, None where it keeps nothing; of several processes on a machine one writes."""
     for name in ("cache_latents_to_disk", "cache_text_encoder_outputs_to_disk"):
         if getattr(options, name):
-            return Caches(name, options.skip_cache_check)
+            return Caches(name, options.skip_cache_check, writes)
     return None
 
 
 def make_feed(
-    options: Data, training_set: TrainingSet, model: Model, device: torch.device, caches: Caches | None = None
+    options: Data,
+    training_set: TrainingSet,
+    model: Model,
+    device: torch.device,
+    caches: Caches | None = None,
+    sharers: Sharers = ALONE,
 ) -> Feed:
     """Batches -> micro-batches with their latents on the device, in order.
 
     Latents are the posterior's mode (its deviation is far below the noise of training), cached or not, so that caching
     changes no loss. With `cache_latents` every picture is encoded here and now, and the VAE is not needed afterwards.
-    With `cache_latents_to_disk` those that `caches` has of an earlier run are taken from there.
+    With `cache_latents_to_disk` those that `caches` has of an earlier run are taken from there. Several processes, the
+    `sharers`, encode a part each.
     """
     store = None
     if options.cache_latents_to_disk and caches is not None:
@@ -99,7 +105,9 @@ def make_feed(
 
     with bar("caching latents") as report:
         workers = min(MOST_ENCODERS, cpu_count()) if device.type == "cpu" else 1
-        cache = cache_latents(training_set, encode, options.vae_batch_size, report, store=store, workers=workers)
+        cache = cache_latents(
+            training_set, encode, options.vae_batch_size, report, store=store, workers=workers, sharers=sharers
+        )
     model.vae.to("cpu")
     return cached_feed(cache, device)
 
@@ -114,6 +122,9 @@ def cached_feed(cache: LatentCache, device: torch.device) -> Feed:
 
     def feed(batches: Sequence[Batch]) -> Iterator[MicroBatch]:
         for batch in batches:
+            if not batch.items:
+                yield nothing(batch, device)
+                continue
             latents, masks = cache.batch(batch)
             yield MicroBatch(batch, latents.to(device), None if masks is None else masks.to(device))
 
@@ -125,12 +136,20 @@ def encoding_feed(loader: PixelLoader, model: Model) -> Feed:
 
     def feed(batches: Sequence[Batch]) -> Iterator[MicroBatch]:
         for batch, pixels, masks in loader.epoch(batches):
+            if not batch.items:
+                yield nothing(batch, pixels.device)
+                continue
             latents = model.family.encode_images(model, pixels).float()
             for latent, item in zip(latents, batch.items, strict=True):
                 check_finite(latent, item.picture)
             yield MicroBatch(batch, latents, None if masks is None else masks.to(latents.device))
 
     return feed
+
+
+def nothing(batch: Batch, device: torch.device) -> MicroBatch:
+    """The share of a process that a short batch has no sample for."""
+    return MicroBatch(batch, torch.zeros(0, device=device))
 
 
 def grouped(micro_batches: Iterator[MicroBatch], size: int) -> Iterator[list[MicroBatch]]:

@@ -6,6 +6,7 @@ from backend.config.dataset_folders import dataset_of
 from backend.config.train import TrainNetwork
 from backend.data.batches import Batch, Pace
 from backend.data.dataset import TrainingSet
+from backend.processes import place
 from backend.terminal import say, warn
 from backend.train.feed import check_pixels
 from backend.train.setup import check_captions, length, with_seed
@@ -22,6 +23,7 @@ def list_samples(config: TrainNetwork) -> None:
     datasets = dataset_of(config.data, config.dataset_defaults.keys())
     check_pixels(config.data, datasets)
     training_set = TrainingSet.scan(datasets, split=split_of(config.validation, seed))
+    training_set = replace(training_set, processes=config.devices.num_processes or place().size)
     check_validation(config.validation, training_set)
     for warning in training_set.warnings:
         warn(warning)

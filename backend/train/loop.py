@@ -12,6 +12,7 @@ from backend import events
 from backend.config.train import TrainNetwork
 from backend.terminal import say
 from backend.train.feed import MicroBatch, grouped
+from backend.train.joining import joined
 from backend.train.listing import list_samples
 from backend.train.loss import masked, per_sample, sample_weights, weighted_share
 from backend.train.noise import disturbed, draw_timesteps, training_noise
@@ -26,9 +27,10 @@ from backend.train.saving import (
     save_step,
     save_step_state,
     save_stopped,
+    state_kept,
 )
 from backend.train.setup import Run, prepare
-from backend.train.stop import StopRequest
+from backend.train.stop import ECHO, StopRequest
 
 
 def run(config: TrainNetwork) -> None:
@@ -41,28 +43,34 @@ def run(config: TrainNetwork) -> None:
     if config.data.debug_dataset:
         list_samples(config)
     else:
-        train(prepare(config))
+        with joined(config.devices) as group:
+            train(prepare(config, group))
 
 
 def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> Tensor:
     """One optimizer step over its micro-batches; returns its loss, detached and still on the device.
 
     Every draw hangs on the seed, the step and the sample's index in the step, so nothing depends on how the step is
-    cut into micro-batches.
+    cut into micro-batches, and these into shares of several processes.
 
     Args:
         run: what is trained, and with what.
         step: steps done before.
-        micro_batches: what the step learns from.
+        micro_batches: what the step learns from, of each this process's share.
+
+    Raises:
+        LostProcess: another process is gone; the network is as before the step.
     """
     model, device, objective, options = run.model, run.accelerator.device, run.objective, run.config.noise
     set_rates(run.optimizer, run.rates(step))
-    samples = sum(len(batch.items) for batch, _, _ in micro_batches)
+    samples = sum(batch.global_size for batch, _, _ in micro_batches)
     loss = torch.zeros((), device=device)
     first = 0
     for batch, latents, masks in micro_batches:
-        indices = range(first, first + len(batch.items))
-        first += len(batch.items)
+        indices = range(first + batch.offset, first + batch.offset + len(batch.items))
+        first += batch.global_size
+        if not indices:
+            continue
         run.network.begin_step(run.seed, step, indices)
         run.network.set_multiplier(batch.multiplier)
 
@@ -87,6 +95,7 @@ def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> T
         run.accelerator.backward(share)
         loss += share.detach()
     run.network.set_multiplier(1.0)
+    loss = run.group.add_up(run.parameters, loss)
     run.gradient_norm = limit_gradients(run.accelerator, run.parameters, run.config.optim.max_grad_norm)
     run.optimizer.step()
     run.optimizer.zero_grad()
@@ -99,7 +108,7 @@ def train(run: Run) -> Progress:
     """All steps of the run, with samples and saving in between; returns its record of losses.
 
     Raises:
-        UserError: the loss stopped being finite, or a file could not be written.
+        UserError: the loss stopped being finite, a file could not be written, or another process was lost.
         KeyboardInterrupt: SIGINT or SIGTERM came; the step in hand was finished and the network saved.
     """
     step = run.position.step if run.position else 0
@@ -108,21 +117,22 @@ def train(run: Run) -> Progress:
     events.emit("phase", name="training", step=step, total=run.total_steps)
     progress = follow(run, step)
     try:
-        with StopRequest() as stop:
+        with StopRequest(ECHO if run.group.size > 1 else 0.0) as run.group.stop:
             if run.sampling.at_first and not step:
                 with progress.paused(), at_rest(run.optimizer):
                     run.sampling.draw(run.model, run.network, run.accelerator, step, "000000")
             for epoch in range(epochs_done, run.epochs):
                 fed = run.feed(run.batches_left(step, epoch))
                 for micro_batches in grouped(fed, run.config.optim.gradient_accumulation_steps):
-                    loss = training_step(run, step, micro_batches)
+                    with state_kept(run, step, epoch):
+                        loss = training_step(run, step, micro_batches)
                     step += 1
-                    pictures = sum(len(batch.items) for batch, *_ in micro_batches)
+                    pictures = sum(batch.global_size for batch, *_ in micro_batches)
                     progress.step(Done(step, epoch + 1, loss, current_rates(run), run.gradient_norm, pictures))
                     after_step(run, progress, step, epoch + 1)
                     if step == run.total_steps:
                         break
-                    if stop.asked:
+                    if run.group.is_stopping:
                         stop_early(run, progress, step, epoch)
                 progress.epoch_done(step, epoch + 1)
                 if run.validation.after_epoch(epoch + 1, step, step == run.total_steps):

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from backend import events
 from backend.errors import UserError
-from backend.terminal import EVENT_INTERVAL, say
+from backend.processes import is_first
+from backend.terminal import EVENT_INTERVAL, no_bar, say
 from backend.train.logs import Logs, no_logs
 from backend.train.validation import Held
 
@@ -98,7 +99,7 @@ class Progress:
         self._pictures: deque[int] = deque([0], maxlen=SPEED_WINDOW)
         self._last_event = -math.inf
         # Without a terminal there is no bar but a line now and then, so that a log stays readable.
-        self._bar = tqdm(total=total, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=None)
+        self._bar = tqdm(total=total, initial=first, desc="training", unit="step", dynamic_ncols=True, disable=no_bar())
         self._lines_every = max(1, total // LOG_LINES) if self._bar.disable else None
 
     def step(self, done: Done) -> None:
@@ -246,7 +247,8 @@ class Progress:
 def _not_finite(what: str) -> UserError:
     return UserError(
         f"{what}, so training was stopped; files saved before are good. Try a lower learning_rate, or mixed_precision "
-        "bf16 or no"
+        "bf16 or no",
+        told=not is_first(),  # all processes see the same
     )
 
 

@@ -1,6 +1,8 @@
 """Writing the network with what a reader of the file wants to know about its training."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ from backend.config.training.network import Network as NetworkOptions
 from backend.config.training.optim import Optim
 from backend.errors import UserError
 from backend.lora.metadata import TrainingFacts, minimum_metadata, modelspec, training_metadata
+from backend.processes import is_first
 from backend.replacing import remove_folder
 from backend.states import POSITION, Position
 from backend.tables.optimizers import find_row, sets_own_rates
 from backend.terminal import say, warn
+from backend.train.group import LostProcess
 from backend.train.optimizers import at_rest
 from backend.train.outputs import old_epochs, old_steps
 from backend.train.progress import all_finite
@@ -26,7 +30,7 @@ PRECISIONS = {None: None, "float": torch.float32, "fp16": torch.float16, "bf16":
 
 
 def save_network(run: Run, path: Path, step: int, epoch: int, final: bool) -> None:
-    """Write the network to `path`, by rename, and tell.
+    """Write the network to `path`, by rename, and tell. As everywhere here, the first process alone writes.
 
     Raises:
         UserError: a number of the network is not finite.
@@ -34,8 +38,11 @@ def save_network(run: Run, path: Path, step: int, epoch: int, final: bool) -> No
     if not all_finite(list(run.network.state_dict().values())):
         raise UserError(
             f"the network has numbers that are not finite after step {step}, so it was not saved; files saved before "
-            "are good. Try a lower learning_rate, or mixed_precision bf16 or no"
+            "are good. Try a lower learning_rate, or mixed_precision bf16 or no",
+            told=not run.group.is_first,
         )
+    if not run.group.is_first:
+        return
     events.emit("phase", name="saving", step=step, total=run.total_steps)
     run.network.save_weights(path, PRECISIONS[run.config.save.save_precision], metadata(run, path, step, epoch))
     events.emit("file", path=str(path), step=step, epoch=epoch, final=final)
@@ -62,6 +69,8 @@ def save_step(run: Run, step: int, epoch: int) -> None:
 
 def save_state(run: Run, folder: Path, step: int, epochs_done: int) -> None:
     """Write the state of the run after `step` steps and the ends of `epochs_done` epochs, and tell."""
+    if not run.group.is_first:
+        return
     saved = {name: list(numbers) for name, numbers in vars(run.saved).items()}
     position = Position(step, epochs_done, run.total_steps, run.seed, fingerprint(run.training_set), saved)
     events.emit("phase", name="saving", step=step, total=run.total_steps)
@@ -117,11 +126,46 @@ def note(numbers: list[int], number: int) -> None:
         numbers.append(number)
 
 
+@contextmanager
+def state_kept(run: Run, step: int, epochs_done: int) -> Iterator[None]:
+    """Should another process be lost within a step, keep the state after the last one, and say how to go on.
+
+    Raises:
+        UserError: it was.
+    """
+    try:
+        yield
+    except LostProcess:
+        run.group.note_survival()
+        folder = run.outputs.step_state(step)
+        save_state(run, folder, step, epochs_done)
+
+        def remedy(first_lives: bool) -> str:
+            if first_lives:
+                return f"the state after step {step} is saved: --resume {folder} goes on from there"
+            newest = newest_state(run)
+            if newest is None:
+                return "no state was saved before; save_state with save_every_n_steps keeps one"
+            return f"the newest state is {newest}: --resume goes on from there"
+
+        raise run.group.tell_of_loss(f"in step {step + 1} of {run.total_steps}", remedy) from None
+
+
+def newest_state(run: Run) -> Path | None:
+    """The state that this run has saved last, of those that are kept."""
+    steps = {step: run.outputs.step_state(step) for step in run.saved.step_states}
+    epochs = {epoch * run.steps_per_epoch: run.outputs.epoch_state(epoch) for epoch in run.saved.epoch_states}
+    states = steps | epochs
+    return states[max(states)] if states else None
+
+
 def remove(path: Path) -> None:
     """Remove a file that was saved earlier, or a state; one that cannot be removed costs a warning and not the run.
 
     It need not be there: a run that goes on in another folder leaves what lies in the folder of before.
     """
+    if not is_first():
+        return
     try:
         if (path / POSITION).exists():
             remove_folder(path)

@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,7 +31,9 @@ from backend.train.build import make_network
 from backend.train.description import describe_file
 from backend.train.device import compile_model, make_accelerator, network_dtype, place_model, shrink_model
 from backend.train.feed import Feed, check_pixels, make_feed, open_caches, validation_feed
-from backend.train.logs import Logs, check_logs, make_logs
+from backend.train.group import Group
+from backend.train.joining import compare
+from backend.train.logs import Logs, check_logs, make_logs, no_logs
 from backend.train.loss import Objective, make_objective
 from backend.train.noise import diffusion_of
 from backend.train.optimizers import check_optimizer, check_rates, make_optimizer, notes
@@ -60,6 +63,7 @@ class Run:
         position: where it goes on from, None at the beginning.
         validation: what is looked at of the held out pictures, and when.
         logs: what curves are written to.
+        group: the processes that train together.
         gradient_norm: of the newest step, before clipping, still on the device.
         saved: where this run has saved on the way, as far as the files are still there.
         hashing: takes the hashes of the base model and of a VAE in place of its own meanwhile.
@@ -89,6 +93,7 @@ class Run:
     logs: Logs
     hashing: Hashing
     position: Position | None = None
+    group: Group = field(default_factory=Group)
     saved: Saved = field(default_factory=Saved)
     gradient_norm: Tensor | None = None
 
@@ -103,9 +108,10 @@ class Run:
         return -(-self.training_set.batches_per_epoch() // self.config.optim.gradient_accumulation_steps)
 
     def batches_left(self, step: int, epoch: int) -> list[Batch]:
-        """What is to be gone through of epoch `epoch`, from 0, after `step` steps in all."""
+        """This process's share of what is to be gone through of epoch `epoch`, from 0, after `step` steps in all."""
         done = (step - epoch * self.steps_per_epoch) * self.config.optim.gradient_accumulation_steps
-        return self.training_set.epoch_batches(self.seed, epoch)[done:] if step < self.total_steps else []
+        left = self.training_set.epoch_batches(self.seed, epoch)[done:] if step < self.total_steps else []
+        return [batch.shard(self.group.rank, self.group.size) for batch in left]
 
     @property
     def base_hashes(self) -> dict[str, str]:
@@ -129,17 +135,19 @@ class Checked:
     position: Position | None
 
 
-def check(config: TrainNetwork) -> Checked:
+def check(config: TrainNetwork, group: Group | None = None) -> Checked:
     """Everything that can be judged without the model, cheapest first.
 
     Raises:
         UserError: anything in the config, the dataset or the outputs that cannot work.
     """
+    group = group or Group()
     outputs = Outputs(config.save.output_dir, config.save.output_name, config.save.save_model_as)
     position = None if config.state.resume is None else check_state(config.state.resume)
-    outputs.prepare(config.save.overwrite or position is not None)
-    config, seed = with_seed(config, position)
-    check_logs(config.logs)
+    if group.is_first:
+        outputs.prepare(config.save.overwrite or position is not None)
+        check_logs(config.logs)
+    config, seed = with_seed(config, position, group)
     wanted(config.samples)
     description = describe_file(config.description)
     optim = config.optim
@@ -149,8 +157,9 @@ def check(config: TrainNetwork) -> Checked:
             read_lora(path)
     datasets = dataset_of(config.data, config.dataset_defaults.keys())
     check_pixels(config.data, datasets)
-    caches = open_caches(config.data)
+    caches = open_caches(config.data, group.keeps_caches)
     training_set = TrainingSet.scan(datasets, caches, split_of(config.validation, seed))
+    training_set = replace(training_set, processes=group.size)
     check_validation(config.validation, training_set)
     for warning in (*training_set.warnings, *notes(optim, torch.cuda.is_available())):
         warn(warning)
@@ -177,27 +186,45 @@ def load(config: TrainNetwork) -> Model:
     return model
 
 
-def prepare(config: TrainNetwork) -> Run:
+def prepare(config: TrainNetwork, group: Group | None = None) -> Run:
     """Check, load and build, cheapest first, so that a mistake shows before a model has been loaded.
 
+    Args:
+        config: of the run.
+        group: the processes that train together; left out, this one alone.
+
     Raises:
-        UserError: anything in the config, the dataset, the model or the outputs that cannot work.
+        UserError: anything in the config, the dataset, the model or the outputs that cannot work, in any process.
     """
+    group = group or Group()
     started_at = time.time()
-    checked = check(config)
+    with group.together():
+        checked = check(config, group)
+    with group.together():
+        return build(checked, group, started_at)
+
+
+def build(checked: Checked, group: Group, started_at: float) -> Run:
+    """Load and build what was checked.
+
+    Raises:
+        UserError: it does not work with the model or on the machine.
+    """
     config, seed, training_set, optim = checked.config, checked.seed, checked.training_set, checked.config.optim
     accelerator, dtype = make_accelerator(config.speed)
     device = accelerator.device
     model = load(config)
     objective = make_objective(config.noise, diffusion_of(model.scheduler))
     sampling = make_sampling(config.samples, model, checked.outputs, seed)
+    if not group.is_first:
+        sampling = replace(sampling, requests=())
     place_model(model, config, device, dtype)
     # Before the latents, which take time: a network that does not fit the model is refused here.
     network = make_network(config, model, seed)
     network.to(device, dtype=network_dtype(config.speed, dtype))
     shrink_model(model, config.speed)
     compile_model(model, config.speed)
-    feed = make_feed(config.data, training_set, model, device, checked.caches)
+    feed = make_feed(config.data, training_set, model, device, checked.caches, group)
     if config.data.cache_latents and not sampling.requests:
         model.vae = nn.Module()  # nothing needs it any more, so its memory is given back
 
@@ -209,14 +236,18 @@ def prepare(config: TrainNetwork) -> Run:
     if config.data.cache_text_encoder_outputs:
         with accelerator.autocast():
             kept = checked.caches if config.data.cache_text_encoder_outputs_to_disk else None
-            encode_captions = drop_text_encoders(model, training_set, sampling, seed, device, kept)
+            with group.one_after_another() if kept else nullcontext():
+                encode_captions = drop_text_encoders(model, training_set, sampling, seed, device, kept)
         sampling = replace(sampling, encode=encode_captions)
     apart = validation_feed(feed, config.data, model)
     # An encoder of its own, which remembers nothing: what training finds remembered must not hang on validation.
     encode = encode_captions if isinstance(encode_captions, KnownCaptions) else CaptionEncoder(model, trained=True)
     if checked.position is not None:
         resume(config.state.resume, checked.position, network, optimizer, accelerator)
-    write_text(checked.outputs.config, resolved_toml(config))
+    encoders = nn.ModuleList(model.text_encoders)
+    compare(group, config, training_set, {"network": network, "U-Net": model.unet, "text encoders": encoders})
+    if group.is_first:
+        write_text(checked.outputs.config, resolved_toml(config))
     return Run(
         config=config,
         seed=seed,
@@ -238,11 +269,12 @@ def prepare(config: TrainNetwork) -> Run:
         total_steps=checked.total_steps,
         epochs=checked.epochs,
         started_at=started_at,
-        validation=make_validation(config.validation, training_set, seed, apart, encode),
-        logs=make_logs(config, started_at),
+        validation=make_validation(config.validation, training_set, seed, apart, encode, group.is_first),
+        logs=make_logs(config, started_at) if group.is_first else no_logs(),
         # Gigabytes to read, for the first file that is saved; by now nothing else waits for the disk.
         hashing=Hashing([model.source] if config.model.vae is None else [model.source, config.model.vae]),
         position=checked.position,
+        group=group,
         saved=Saved(**checked.position.saved) if checked.position else Saved(),
     )
 
@@ -320,7 +352,9 @@ def drop_text_encoders(
     return known
 
 
-def with_seed(config: TrainNetwork, position: Position | None = None) -> tuple[TrainNetwork, int]:
+def with_seed(
+    config: TrainNetwork, position: Position | None = None, group: Group | None = None
+) -> tuple[TrainNetwork, int]:
     """The config with its seed: that of the state it goes on from, else drawn and shown if it has none.
 
     Raises:
@@ -333,6 +367,7 @@ def with_seed(config: TrainNetwork, position: Position | None = None) -> tuple[T
     if given is not None:
         return config, given
     seed = random.SystemRandom().randrange(2**32) if position is None else position.seed
+    seed = group.of_first(seed) if group is not None else seed
     if position is None:
         say(f"Seed: {seed}")
     return config.model_copy(update={"optim": config.optim.model_copy(update={"seed": seed})}), seed

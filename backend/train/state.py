@@ -30,7 +30,7 @@ from backend.states import NETWORK, OPTIMIZER, POSITION, Position
 def fingerprint(training_set: TrainingSet) -> str:
     """A short text that differs where a set would be dealt into other batches: pictures, repeats, sizes, captions."""
     told = [(p.path.name, p.size, p.bucket, p.caption, p.repeats, p.is_reg) for p in training_set.pictures]
-    sizes = [dataset.batch_size for dataset in training_set.datasets]
+    sizes = [dataset.batch_size * training_set.processes for dataset in training_set.datasets]
     return hashlib.blake2b(repr((told, sizes)).encode(), digest_size=8).hexdigest()
 
 

@@ -161,6 +161,7 @@ def make_validation(
     seed: int,
     feed: Feed,
     encode: CaptionEncoder | KnownCaptions,
+    looks: bool = True,
 ) -> Validation:
     """What a run looks at.
 
@@ -169,7 +170,8 @@ def make_validation(
         training_set: whose held out pictures are looked at.
         seed: of the run.
         feed, encode: see `Validation`.
+        looks: whether this process is the one that does.
     """
     own = noise_seed(options, seed)
-    batches = training_set.validation_batches(own)[: options.max_validation_steps]
+    batches = training_set.validation_batches(own)[: options.max_validation_steps] if looks else ()
     return Validation(batches, options, own, feed, encode)

@@ -82,13 +82,14 @@ def test_buckets_are_mixed(training_set):
 def test_batch_count_is_known_without_dealing(training_set):
     found = training_set()
     for world_size in (1, 2, 3):
-        assert {len(found.epoch_batches(0, e, world_size)) for e in range(4)} == {found.batches_per_epoch(world_size)}
+        together = replace(found, processes=world_size)
+        assert {len(together.epoch_batches(0, e)) for e in range(4)} == {together.batches_per_epoch()}
     assert found.batches_per_epoch() == 9
 
 
 def test_two_processes_of_batch_two_see_what_one_of_batch_four_sees(training_set):
     alone = training_set(batch=4).epoch_batches(3, 2)
-    together = training_set(batch=2).epoch_batches(3, 2, world_size=2)
+    together = replace(training_set(batch=2), processes=2).epoch_batches(3, 2)
     # Repeats and options are the same; only the recorded batch size differs.
     assert [(b.bucket, b.items) for b in alone] == [(b.bucket, b.items) for b in together]
     for batch in together:

@@ -55,6 +55,7 @@ SETS, PIXELS, DISK = (
     "tests/data_pieces/test_disk_cache.py",
 )
 RESUME = "tests/train/test_resume.py"
+DEVICES, MACHINES = "tests/train/test_devices.py", "test_two_machines_find_each_other_by_address"
 FLAGS_OF_SETS, SAVING = "tests/config/test_config_dataset_flags.py", "tests/train/test_saving.py"
 DATA, VALIDATION, LOGGING = "tests/data_pieces", "tests/train/test_validation.py", "tests/train/test_logging.py"
 SPACES = {"dataset.caption_separator": " "}
@@ -172,6 +173,9 @@ PROOFS: dict[str, Proof] = {
     "xformers": Proof({"xformers": True}, ""),
     "sdpa": Proof({"sdpa": True}, ""),
     "mem_eff_attn": Proof({"mem_eff_attn": True}, "base learnt"),
+    **dict.fromkeys(("num_processes", "num_machines", "machine_rank"), elsewhere(f"{DEVICES}::{MACHINES}")),
+    **dict.fromkeys(("main_process_ip", "main_process_port"), elsewhere(f"{DEVICES}::{MACHINES}")),
+    "ddp_timeout": elsewhere("tests/train/test_launch.py::test_who_does_not_come_in_time_is_taken_for_lost"),
     "torch_compile": elsewhere(f"{PRECISION}::test_a_compiled_model_learns_the_same"),
     "dynamo_backend": elsewhere(f"{PRECISION}::test_a_backend_that_cannot_compile_is_named_before_training"),
     # Saving

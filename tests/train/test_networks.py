@@ -73,7 +73,10 @@ def test_one_batch_of_four_is_micro_batches_of_two(run_of, name: str) -> None:
     whole, cut = (run_of(**KINDS[name]) for _ in range(2))
     (pair,) = list(whole.feed(whole.training_set.epoch_batches(7, 0)))
     batch, latents, _ = pair
-    halves = [MicroBatch(replace(batch, items=batch.items[half]), latents[half]) for half in (slice(0, 2), slice(2, 4))]
+    halves = [
+        MicroBatch(replace(batch, items=batch.items[half], global_size=2), latents[half])
+        for half in (slice(0, 2), slice(2, 4))
+    ]
     losses = [
         [float(training_step(run, step, micro)) for step in range(3)] for run, micro in ((whole, [pair]), (cut, halves))
     ]

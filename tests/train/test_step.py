@@ -21,7 +21,9 @@ def first_group(run: Run) -> list[MicroBatch]:
 def cut(batch: Batch, latents: Tensor, size: int) -> list[MicroBatch]:
     """A batch as micro-batches of at most `size`."""
     starts = range(0, len(batch.items), size)
-    return [MicroBatch(replace(batch, items=batch.items[at : at + size]), latents[at : at + size]) for at in starts]
+    parts = [batch.items[at : at + size] for at in starts]
+    batches = [replace(batch, items=part, global_size=len(part)) for part in parts]
+    return [MicroBatch(part, latents[at : at + size]) for part, at in zip(batches, starts, strict=True)]
 
 
 def gradients(run: Run, micro_batches: list[MicroBatch]) -> tuple[float, dict[str, Tensor]]:
