@@ -64,13 +64,19 @@ def network_dtype(speed: Speed, dtype: torch.dtype) -> torch.dtype:
 
 
 def place_model(model: Model, config: TrainNetwork, device: torch.device, dtype: torch.dtype) -> None:
-    """Move the frozen model to the device in the precision of the run; set attention and checkpointing.
+    """Bring the frozen model into the precision of the run and all but the U-Net (`bring_unet`) to the device; set
+    attention and checkpointing.
 
     The VAE stays in float32: it is not trained, and in half precision it can overflow and give NaN latents.
+
+    Raises:
+        UserError: the U-Net is to be compiled and cannot be.
     """
     speed = config.speed
+    check_compiler(speed, device)
     place(model.vae, torch.device("cpu"), torch.float32)
-    for module in (model.unet, *model.text_encoders):
+    place(model.unet, torch.device("cpu"), dtype)
+    for module in model.text_encoders:
         place(module, device, dtype)
     message = set_attention(model.unet, speed.xformers, speed.sdpa, device)
     if message:
@@ -85,6 +91,17 @@ def place_model(model: Model, config: TrainNetwork, device: torch.device, dtype:
         for encoder in () if config.network.network_train_unet_only else model.text_encoders:
             encoder.activation_checkpointing_enable()
             encoder.train()
+
+
+def bring_unet(model: Model, speed: Speed, device: torch.device) -> None:
+    """Move the U-Net to the device and make it what the steps run, once pictures and captions are encoded.
+
+    Before, it would take the memory that encoding needs: more than all of training does with Stable Diffusion XL.
+    """
+    model.unet.to(device)
+    shrink_model(model, speed)
+    if speed.torch_compile:
+        model.unet.compile(backend=speed.dynamo_backend)
 
 
 def checkpoint_on_cpu(module: nn.Module, *inputs: Any) -> Any:
@@ -113,8 +130,8 @@ def shrink_model(model: Model, speed: Speed) -> None:
     say(f"Keeping {count} frozen layers in 8 bits")
 
 
-def compile_model(model: Model, speed: Speed) -> None:
-    """Have the U-Net compiled at its first step, where that is wanted.
+def check_compiler(speed: Speed, device: torch.device) -> None:
+    """See that the U-Net can be compiled, where that is wanted.
 
     Raises:
         UserError: the backend cannot compile anything here.
@@ -122,11 +139,10 @@ def compile_model(model: Model, speed: Speed) -> None:
     if not speed.torch_compile:
         return
     try:
-        torch.compile(torch.nn.functional.relu, backend=speed.dynamo_backend)(torch.ones(2, device=model.device))
+        torch.compile(torch.nn.functional.relu, backend=speed.dynamo_backend)(torch.ones(2, device=device))
     except (RuntimeError, ImportError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         message = (
             f"{speed.dynamo_backend} cannot compile here ({reason}); leave it out, or set dynamo_backend aot_eager"
         )
         raise UserError(message, field="torch_compile") from None
-    model.unet.compile(backend=speed.dynamo_backend)

@@ -29,7 +29,7 @@ from backend.states import Position, check_state
 from backend.terminal import bar, say, warn
 from backend.train.build import make_network
 from backend.train.description import describe_file
-from backend.train.device import compile_model, make_accelerator, network_dtype, place_model, shrink_model
+from backend.train.device import bring_unet, make_accelerator, network_dtype, place_model
 from backend.train.feed import Feed, check_pixels, make_feed, open_caches, validation_feed
 from backend.train.group import Group
 from backend.train.joining import compare
@@ -222,8 +222,6 @@ def build(checked: Checked, group: Group, started_at: float) -> Run:
     # Before the latents, which take time: a network that does not fit the model is refused here.
     network = make_network(config, model, seed)
     network.to(device, dtype=network_dtype(config.speed, dtype))
-    shrink_model(model, config.speed)
-    compile_model(model, config.speed)
     feed = make_feed(config.data, training_set, model, device, checked.caches, group)
     if config.data.cache_latents and not sampling.requests:
         model.vae = nn.Module()  # nothing needs it any more, so its memory is given back
@@ -239,6 +237,7 @@ def build(checked: Checked, group: Group, started_at: float) -> Run:
             with group.one_after_another() if kept else nullcontext():
                 encode_captions = drop_text_encoders(model, training_set, sampling, seed, device, kept)
         sampling = replace(sampling, encode=encode_captions)
+    bring_unet(model, config.speed, device)
     apart = validation_feed(feed, config.data, model)
     # An encoder of its own, which remembers nothing: what training finds remembered must not hang on validation.
     encode = encode_captions if isinstance(encode_captions, KnownCaptions) else CaptionEncoder(model, trained=True)

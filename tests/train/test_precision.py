@@ -8,6 +8,7 @@ from torch.nn import functional
 from backend.__main__ import main
 from backend.errors import UserError
 from backend.lora.file import read_lora
+from backend.train import device, setup
 from backend.train.device import HalfScaler
 from backend.train.eight_bits import pack, store_in_eight_bits, unpack
 from backend.train.loop import train, training_step
@@ -151,6 +152,16 @@ def test_a_compiled_model_learns_the_same(run_of) -> None:
     assert train(run).losses == pytest.approx(expected, rel=1e-5)
     assert sum(torch._dynamo.utils.counters["stats"].values()) > 0
     torch._dynamo.reset()
+
+
+def test_pictures_and_captions_are_encoded_before_the_unet_takes_its_memory(run_of, monkeypatch) -> None:
+    order = []
+    for name in ("make_feed", "drop_text_encoders", "bring_unet"):
+        own = getattr(setup, name)
+        monkeypatch.setattr(setup, name, lambda *rest, name=name, own=own: (order.append(name), own(*rest))[1])
+    monkeypatch.setattr(device, "shrink_model", lambda *_: order.append("shrink_model"))
+    run_of(cache_text_encoder_outputs=True, network_train_unet_only=True)
+    assert order == ["make_feed", "drop_text_encoders", "bring_unet", "shrink_model"]
 
 
 def test_a_backend_that_cannot_compile_is_named_before_training(run_of, monkeypatch) -> None:
