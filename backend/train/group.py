@@ -1,9 +1,9 @@
 """The processes that train one network together: they add up a step's gradients, agree on what all must know, and
 notice when one of them is gone.
 
-Modules are not wrapped in DistributedDataParallel, since adapters act through hooks. After the micro-batches of a step
-all gradients, the loss and what must be agreed on are one vector, which is summed over the processes; losses are shares
-of the whole step's mean (loss.py), so the sum of the gradients is the gradient of the step.
+Modules are not wrapped in DistributedDataParallel, whose forward pass nothing here calls. After the micro-batches of a
+step all gradients, the loss and what must be agreed on are one vector, which is summed over the processes; losses are
+shares of the whole step's mean (loss.py), so the sum of the gradients is the gradient of the step.
 """
 
 import socket

@@ -57,6 +57,12 @@ def test_a_gui_config_is_read_by_what_the_gui_makes_of_it():
     assert {"guidance_scale", "multires_noise_iterations", "huber_c", "factor"} <= set(found.idle)
 
 
+def test_several_processes_are_taken_and_several_machines_named():
+    found = gui(num_processes=2, main_process_port=29600, num_machines=2)
+    assert (found.values["num_processes"], found.values["main_process_port"]) == (2, 29600)
+    assert "main_process_ip" in notes(found, LOST)["num_machines"] and "num_machines" not in found.values
+
+
 def test_folders_of_pictures_are_taken_where_there_is_an_option_for_them():
     found = gui(train_data_dir="/pictures", reg_data_dir="")
     if "train_data_dir" in leaves(TrainNetwork):

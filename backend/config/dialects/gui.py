@@ -24,6 +24,7 @@ from backend.config.dialects.gui_fields import (
     OF_A_FAMILY,
     OF_SDXL,
     OF_THE_PAGE,
+    OWN_LAUNCH,
     PLUS,
     PROGRAM,
     RENAMED,
@@ -84,7 +85,11 @@ def _take_launch_out(reading: Reading) -> None:
     for key, default in LAUNCH.items():
         if reading.left.get(key) in UNSET or same(reading.left[key], default):
             reading.drop(key)
-        else:
+        elif key == "num_machines":
+            reading.lose(
+                key, "needs machine_rank and main_process_ip too, which the file has not; set the three by hand"
+            )
+        elif key not in OWN_LAUNCH:
             reading.lose(key, "is given to `accelerate launch` and not to the trainer")
 
 

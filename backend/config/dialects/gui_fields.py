@@ -47,6 +47,8 @@ LAUNCH: dict[str, Any] = {
     "dynamo_use_dynamic": False,
     "extra_accelerate_launch_args": "",
 }
+# Of these, what the trainer has as options; several machines need addresses, which the GUI's file has not.
+OWN_LAUNCH = ("num_processes", "main_process_port")
 
 _BLOCKS = """
 down_lr_weight mid_lr_weight up_lr_weight block_lr_zero_threshold block_dims block_alphas conv_block_dims
