@@ -121,7 +121,7 @@ def main(argv: list[str], lean: bool = False) -> int:
             entry = find(argv[0])
             config = from_argv(entry.config_class(), argv[1:])
             with out_of_sight({*OPTIONAL} - {*config.packages()} if lean else ()):
-                function = entry.function()
+                function = entry.function(config)
         function(config)
     return reported.status
 

@@ -18,22 +18,26 @@ class Entry:
     Attributes:
         config: a subclass of backend.config.declare.Command.
         run: takes the resolved config.
+        launcher: the same, where the command is to run in several processes that this one starts.
     """
 
     config: str
     run: str
+    launcher: str = ""
 
     def config_class(self) -> "type[Command]":
         """The command's config class; imports no torch."""
         return _load(self.config)
 
-    def function(self) -> "Callable[[Command], Any]":
-        """The function that runs the command."""
-        return _load(self.run)
+    def function(self, config: "Command") -> "Callable[[Command], Any]":
+        """The function that runs the command with these options."""
+        return _load(self.launcher if self.launcher and config.starts_processes() else self.run)
 
 
 COMMANDS: dict[str, Entry] = {
-    "train_network": Entry("backend.config.train:TrainNetwork", "backend.train.launch:run"),
+    "train_network": Entry(
+        "backend.config.train:TrainNetwork", "backend.train.loop:run", launcher="backend.train.launch:run"
+    ),
     "gen_img": Entry("backend.config.generate:GenImg", "backend.generate.run:run"),
     "extract_lora_from_dylora": Entry("backend.config.lora_tools:ExtractDyLora", "backend.tools.dylora_extract:run"),
     "merge_lora": Entry("backend.config.lora_tools:MergeLora", "backend.tools.merge:run"),

@@ -69,7 +69,7 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path: Path, suffix: str, write
     with small_disk(tmp_path / "disk") as disk:
         target = disk / f"model{suffix}"
         job = lambda _config: write(target, {name: torch.ones(300, 300) for name in names})  # noqa: E731
-        monkeypatch.setattr(commands.Entry, "function", lambda _entry: job)
+        monkeypatch.setattr(commands.Entry, "function", lambda *_: job)
         assert program.main(["convert_diffusers20_original_sd", "a", "b"]) == 2
         line = f"{target}: the disk is full; free some space or choose another output folder\n"
         assert capsys.readouterr().err == line

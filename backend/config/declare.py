@@ -138,6 +138,10 @@ class Command(Section):
 
     command: ClassVar[str] = ""
 
+    def starts_processes(self) -> bool:
+        """Whether the command only starts and looks after processes, which run it."""
+        return False
+
     def packages(self) -> tuple[str, ...]:
         """The packages of backend/lean.py's OPTIONAL that the command imports with these options."""
         return ()

@@ -19,6 +19,7 @@ from backend.config.training.save import Save
 from backend.config.training.speed import Speed
 from backend.config.training.state import State
 from backend.config.training.validation import Validation
+from backend.processes import is_launched
 from backend.tables.optimizers import find_row, one_rate
 
 
@@ -49,6 +50,10 @@ class TrainNetwork(Command):
     validation: Validation
     logs: Logs
     description: Description
+
+    def starts_processes(self) -> bool:
+        """See `Command.starts_processes`; what a launcher has started is one of the processes."""
+        return (self.devices.num_processes or 1) > 1 and not is_launched() and not self.data.debug_dataset
 
     def packages(self) -> tuple[str, ...]:
         """See `Command.packages`."""

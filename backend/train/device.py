@@ -1,5 +1,8 @@
 """Where and in which precision a run computes: the accelerator, and the frozen model on it."""
 
+import ctypes
+import gc
+import os
 from typing import Any
 
 import torch
@@ -75,7 +78,7 @@ def place_model(model: Model, config: TrainNetwork, device: torch.device, dtype:
     speed = config.speed
     check_compiler(speed, device)
     place(model.vae, torch.device("cpu"), torch.float32)
-    place(model.unet, torch.device("cpu"), dtype)
+    nn.Module.to(model.unet, dtype=dtype).requires_grad_(False)
     for module in model.text_encoders:
         place(module, device, dtype)
     message = set_attention(model.unet, speed.xformers, speed.sdpa, device)
@@ -98,10 +101,18 @@ def bring_unet(model: Model, speed: Speed, device: torch.device) -> None:
 
     Before, it would take the memory that encoding needs: more than all of training does with Stable Diffusion XL.
     """
-    model.unet.to(device)
+    place(model.unet, device, model.dtype)
     shrink_model(model, speed)
     if speed.torch_compile:
         model.unet.compile(backend=speed.dynamo_backend)
+
+
+def give_memory_back() -> None:
+    """Return to the system what loading has left in the C library's hands, where that can (glibc)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def checkpoint_on_cpu(module: nn.Module, *inputs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`train_network` as it begins: in this process, or in several that this one starts and looks after.
+"""`train_network` in several processes, which this one starts and looks after.
 
 Knows no torch: the process that looks after the others only waits. What it starts are command lines like its own, told
 by the environment which of them they are, as torchrun would tell them.
@@ -12,13 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib import import_module
 from types import FrameType
 
 from backend.config.base import leaves
 from backend.config.train import TrainNetwork
 from backend.config.training.devices import COMMAND, Devices, launch_lines
-from backend.processes import is_launched
 from backend.terminal import say
 
 # So long the other processes have to notice that one is gone, and then to end when they are told to; seconds.
@@ -29,15 +27,11 @@ LOOPBACK = "127.0.0.1"
 
 
 def run(config: TrainNetwork) -> None:
-    """Train, in as many processes as are wanted.
+    """Train in several processes, of which this one is none.
 
     Raises:
-        SystemExit: several processes were started, and not all ended well.
-        Exception: as `backend.train.loop.run` does.
+        SystemExit: not all of them ended well.
     """
-    if (config.devices.num_processes or 1) == 1 or is_launched() or config.data.debug_dataset:
-        import_module("backend.train.loop").run(config)
-        return
     status = launch(config.devices, sys.argv[1:])
     if status:
         raise SystemExit(status)

@@ -29,7 +29,7 @@ from backend.states import Position, check_state
 from backend.terminal import bar, say, warn
 from backend.train.build import make_network
 from backend.train.description import describe_file
-from backend.train.device import bring_unet, make_accelerator, network_dtype, place_model
+from backend.train.device import bring_unet, give_memory_back, make_accelerator, network_dtype, place_model
 from backend.train.feed import Feed, check_pixels, make_feed, open_caches, validation_feed
 from backend.train.group import Group
 from backend.train.joining import compare
@@ -245,6 +245,7 @@ def build(checked: Checked, group: Group, started_at: float) -> Run:
         resume(config.state.resume, checked.position, network, optimizer, accelerator)
     encoders = nn.ModuleList(model.text_encoders)
     compare(group, config, training_set, {"network": network, "U-Net": model.unet, "text encoders": encoders})
+    give_memory_back()
     if group.is_first:
         write_text(checked.outputs.config, resolved_toml(config))
     return Run(

@@ -16,7 +16,7 @@ CONVERT = ["convert_diffusers20_original_sd", "a", "b"]
 
 
 def run(monkeypatch, function, argv=CONVERT):
-    monkeypatch.setattr(commands.Entry, "function", lambda entry: function)
+    monkeypatch.setattr(commands.Entry, "function", lambda *_: function)
     return program.main(argv)
 
 

@@ -105,7 +105,7 @@ def test_threads_that_open_a_folder_together_share_it(train, monkeypatch):
     caches = Caches(OPTION)
     opened = []
 
-    def slow(folder: Path, option: str) -> object:
+    def slow(folder: Path, *_options: object) -> object:
         time.sleep(0.05)
         opened.append(folder)
         return object()

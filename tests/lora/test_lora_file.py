@@ -12,7 +12,6 @@ from torch import Tensor
 
 from backend.errors import UserError
 from backend.header import read_header
-from backend.lora import file as lora_file
 from backend.lora.file import LoraFile, layers_of, read_lora, tensors_of, write_lora
 from backend.lora.layer import LoraLayer
 from backend.lora.metadata import file_hashes
@@ -214,7 +213,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(
     def full_disk(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(lora_file.os, "fsync", full_disk)
+    monkeypatch.setattr("backend.replacing.os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_lora(tmp_path / "a.safetensors", small_tensors())
     assert os.listdir(tmp_path) == ["a.safetensors"]

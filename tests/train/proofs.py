@@ -172,7 +172,7 @@ PROOFS: dict[str, Proof] = {
     "full_fp16": elsewhere(f"{PRECISION}::test_gradients_in_fp16_are_unscaled"),
     "xformers": Proof({"xformers": True}, ""),
     "sdpa": Proof({"sdpa": True}, ""),
-    "mem_eff_attn": Proof({"mem_eff_attn": True}, "base learnt"),
+    "mem_eff_attn": Proof({"mem_eff_attn": True}, "base losses learnt"),
     **dict.fromkeys(("num_processes", "num_machines", "machine_rank"), elsewhere(f"{DEVICES}::{MACHINES}")),
     **dict.fromkeys(("main_process_ip", "main_process_port"), elsewhere(f"{DEVICES}::{MACHINES}")),
     "ddp_timeout": elsewhere("tests/train/test_launch.py::test_who_does_not_come_in_time_is_taken_for_lost"),

@@ -27,7 +27,7 @@ from backend.families.base import save_diffusers
 from backend.families.build import random_model
 from backend.processes import Place, is_first, place
 from backend.terminal import warn
-from backend.train.joining import check_launch, interface_to, meet
+from backend.train.joining import check_launch, meet
 from backend.train.loop import train
 from backend.train.setup import prepare
 from tests.train.conftest import draw_pictures, loaded_once
@@ -397,8 +397,3 @@ def test_a_launch_that_does_not_fit_the_options_is_refused() -> None:
     with pytest.raises(UserError, match="asked for several processes and has started one"):
         check_launch(Devices(), Place(), silent)
     check_launch(Devices(), Place(), {"ACCELERATE_MIXED_PRECISION": "no"})
-
-
-def test_the_interface_to_an_address_is_that_of_its_route() -> None:
-    assert interface_to("127.0.0.1") == "lo"
-    assert interface_to("no address") is None

@@ -153,3 +153,8 @@ def test_a_request_that_comes_twice_at_once_is_one_request() -> None:
         signal.raise_signal(signal.SIGINT)
         time.sleep(0.05)
         signal.raise_signal(signal.SIGINT)
+
+
+def test_the_interface_to_an_address_is_that_of_its_route() -> None:
+    assert joining.interface_to("127.0.0.1") == "lo"
+    assert joining.interface_to("no address") is None

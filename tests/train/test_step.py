@@ -62,7 +62,8 @@ def test_one_batch_of_four_is_micro_batches_of_fewer(run_of, size) -> None:
     loss, whole = gradients(run, [MicroBatch(batch, latents)])
     cut_loss, accumulated = gradients(run, cut(batch, latents, size))
     assert cut_loss == pytest.approx(loss, rel=1e-6)
-    assert_same(whole, accumulated, 1e-6)
+    # The library convolves batches of other sizes in another order.
+    assert_same(whole, accumulated, 3e-6)
 
 
 def test_checkpointing_changes_neither_loss_nor_gradients(run_of, monkeypatch) -> None:

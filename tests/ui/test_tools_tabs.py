@@ -209,6 +209,7 @@ def test_the_difference_of_two_models(open_page: Callable[..., Page], workspace:
     }
 
 
+@pytest.mark.long
 def test_what_is_wrong_is_said_and_nothing_starts(open_page: Callable[..., Page], workspace: Path) -> None:
     page = open_page()
     before = count_jobs(workspace)
@@ -235,6 +236,7 @@ def test_what_is_wrong_is_said_and_nothing_starts(open_page: Callable[..., Page]
     assert count_jobs(workspace) == before
 
 
+@pytest.mark.long
 def test_why_a_tool_failed_stands_there_and_a_slow_one_is_stopped(open_page: Callable[..., Page]) -> None:
     page = open_page()
     open_tool(page, SVD)
@@ -352,6 +354,7 @@ def test_only_the_tab_that_is_seen_asks_the_server(open_page: Callable[..., Page
     assert 1 <= len(asked) <= 4 and len(functions) == 1
 
 
+@pytest.mark.long
 def test_a_phone_can_reach_everything(open_page: Callable[..., Page]) -> None:
     page = open_page(width=390, height=844)
     for command in TOOLS:
