@@ -87,7 +87,7 @@ from backend.errors import UserError
 fill(Path({str(disk)!r}))
 def fail(_config):
     raise UserError("became nan", "loss")
-commands.Entry.function = lambda entry: fail
+commands.Entry.function = lambda *_: fail
 raise SystemExit(program.main(["convert_diffusers20_original_sd", "a", "b"]))
 """
         job = jobs.start("c", script)
