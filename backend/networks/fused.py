@@ -43,8 +43,11 @@ class _AdaptedLinear(torch.autograd.Function):
         ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
         shape = x.shape
-        rows = x.reshape(-1, shape[-1])
-        own_down, own_up = down.to(x.dtype), up.to(x.dtype)
+        # Detached, as PyTorch otherwise looks at each operation for what it would have to remember.
+        x, own_down, own_up = x.detach(), down.detach(), up.detach()
+        rows = x if len(shape) == 2 else x.reshape(-1, shape[-1])
+        if own_down.dtype != x.dtype:
+            own_down, own_up = own_down.to(x.dtype), own_up.to(x.dtype)
         inner = rows @ own_down.t()
         if scale != 1:
             inner *= scale

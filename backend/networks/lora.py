@@ -55,20 +55,22 @@ class LoRAModule(Adapter):
         """See `Adapter.through`; a linear layer or 1x1 convolution and its LoRA are one step of the graph."""
         if self.training and self.dropout is not None or not is_matrix(module, plain):
             return self(x, plain(x))
-        down, up = self.lora_down.weight, self.lora_up.weight
+        down, up, weight = self.lora_down.weight, self.lora_up.weight, module.weight
         kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else down.dtype
-        if module.weight.dtype != dtype or (x.dtype != dtype and not torch.is_autocast_enabled(kind)):
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else down.dtype
+        if weight.dtype != dtype or (x.dtype != dtype and not autocast):
             return self(x, plain(x))
         if self.rows is not None:
             down, up = down[: self.rows], up[:, : self.rows]
         scale = self.scale * self.multiplier
-        if down.dim() == 4:
-            x = x.permute(0, 2, 3, 1)
-        output = adapted_linear(
-            x.to(dtype), module.weight.flatten(1), module.bias, down.flatten(1), up.flatten(1), scale
-        )
-        return output.permute(0, 3, 1, 2) if down.dim() == 4 else output
+        # Called for hundreds of small matrices in a step, so nothing is asked of PyTorch that changes nothing.
+        if x.dtype != dtype:
+            x = x.to(dtype)
+        if weight.dim() == 2:
+            return adapted_linear(x, weight, module.bias, down, up, scale)
+        flat = weight.flatten(1), module.bias, down.flatten(1), up.flatten(1)
+        return adapted_linear(x.permute(0, 2, 3, 1), *flat, scale).permute(0, 3, 1, 2)
 
     def layer(self) -> LoraLayer:
         """Its weights as a value, whatever rows are in use; the tensors are its own."""
