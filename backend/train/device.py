@@ -99,7 +99,7 @@ def place_model(model: Model, config: TrainNetwork, device: torch.device, dtype:
 def bring_unet(model: Model, speed: Speed, device: torch.device) -> None:
     """Move the U-Net to the device and make it what the steps run, once pictures and captions are encoded.
 
-    Before, it would take the memory that encoding needs: more than all of training does with Stable Diffusion XL.
+    Before, it would take the memory that encoding needs.
     """
     place(model.unet, device, model.dtype)
     shrink_model(model, speed)
