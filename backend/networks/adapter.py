@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from backend.lora.layer import Layer
 from backend.networks.dropout import Dropout
+from backend.networks.fused import is_matrix
 
 DEFAULT_DIM = 4
 
@@ -92,15 +93,14 @@ class Adapter(nn.Module, ABC):
             ValueError: it is of another kind, rank or shape.
         """
 
-    def through(self, module: nn.Module, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The module's output with the adapter's contribution, both in one where a kind can.
+    def through(self, adapted: "Adapted", x: Tensor) -> Tensor:
+        """A module's output with the adapter's contribution, both in one where a kind can.
 
         Args:
-            module: which it sits on.
-            plain: what the module computes by itself.
+            adapted: the module, with what it computes by itself.
             x: its input.
         """
-        return self(x, plain(x))
+        return self(x, adapted.plain(x))
 
     @property
     def acts(self) -> bool:
@@ -150,14 +150,23 @@ class Adapted:
 
     Attributes:
         module: of which.
-        plain: what the module computes by itself.
         adapters: in the order in which they act.
+        is_matrix: whether what the module computes by itself is a product with its weight, and nothing else.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.plain: Callable[..., Tensor] = module.forward
         self.adapters: list[Adapter] = []
+        self.plain = module.forward
+
+    @property
+    def plain(self) -> Callable[..., Tensor]:
+        """What the module computes by itself."""
+        return self._plain
+
+    @plain.setter
+    def plain(self, forward: Callable[..., Tensor]) -> None:
+        self._plain, self.is_matrix = forward, is_matrix(self.module, forward)
 
     def __call__(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
         """At multiplier 0, and where dropout leaves the adapter out, the module's output stays bit for bit."""
@@ -166,7 +175,7 @@ class Adapted:
             if not adapter.acts:
                 continue
             if output is None and not (rest or named):
-                output = adapter.through(self.module, self.plain, x)
+                output = adapter.through(self, x)
             else:
                 output = adapter(x, self.plain(x, *rest, **named) if output is None else output)
         return self.plain(x, *rest, **named) if output is None else output

@@ -1,7 +1,6 @@
 """LoRA (Hu et al. 2021): LoRA-LierLa on linear layers and 1x1 convolutions, LoRA-C3Lier on 3x3 convolutions too."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +9,9 @@ from torch.nn import functional
 
 from backend.errors import UserError
 from backend.lora.layer import Layer, LoraLayer
-from backend.networks.adapter import Adapter
+from backend.networks.adapter import Adapted, Adapter
 from backend.networks.build import Kind, library_face
-from backend.networks.fused import adapted_linear, is_matrix
+from backend.networks.fused import adapted_linear
 
 
 class LoRAModule(Adapter):
@@ -51,25 +50,28 @@ class LoRAModule(Adapter):
             change = _apply(self.lora_up, self.lora_up.weight[:, : self.rows], inner)
         return torch.add(output, change, alpha=self.scale * self.multiplier).to(output.dtype)
 
-    def through(self, module: nn.Module, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """See `Adapter.through`; a linear layer or 1x1 convolution and its LoRA are one step of the graph."""
-        if self.training and self.dropout is not None or not is_matrix(module, plain):
-            return self(x, plain(x))
-        down, up, weight = self.lora_down.weight, self.lora_up.weight, module.weight
+    def through(self, adapted: Adapted, x: Tensor) -> Tensor:
+        """See `Adapter.through`; on a frozen linear layer or 1x1 convolution it is added where the product stands."""
+        if not adapted.is_matrix or (self.training and self.dropout is not None):
+            return self(x, adapted.plain(x))
+        # Called for hundreds of small matrices in a step, so modules are not asked for their parts by `__getattr__`,
+        # and nothing is asked of PyTorch that changes nothing.
+        module, own = adapted.module._parameters, self._modules
+        weight, bias = module.get("weight"), module.get("bias")
+        down, up = own["lora_down"]._parameters["weight"], own["lora_up"]._parameters["weight"]
         kind = x.device.type
         autocast = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else down.dtype
-        if weight.dtype != dtype or (x.dtype != dtype and not autocast):
-            return self(x, plain(x))
+        if weight is None or weight.dtype != dtype or (x.dtype != dtype and not autocast) or weight.requires_grad:
+            return self(x, adapted.plain(x))
         if self.rows is not None:
             down, up = down[: self.rows], up[:, : self.rows]
         scale = self.scale * self.multiplier
-        # Called for hundreds of small matrices in a step, so nothing is asked of PyTorch that changes nothing.
         if x.dtype != dtype:
             x = x.to(dtype)
         if weight.dim() == 2:
-            return adapted_linear(x, weight, module.bias, down, up, scale)
-        flat = weight.flatten(1), module.bias, down.flatten(1), up.flatten(1)
+            return adapted_linear(x, weight, bias, down, up, scale)
+        flat = weight.flatten(1), bias, down.flatten(1), up.flatten(1)
         return adapted_linear(x.permute(0, 2, 3, 1), *flat, scale).permute(0, 3, 1, 2)
 
     def layer(self) -> LoraLayer:
