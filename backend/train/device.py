@@ -3,13 +3,11 @@
 import ctypes
 import gc
 import os
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from backend.config.train import TrainNetwork
 from backend.config.training.speed import Speed
@@ -18,6 +16,7 @@ from backend.families.model import Model
 from backend.generate.attention import set_attention
 from backend.generate.pipeline import place
 from backend.terminal import say, warn
+from backend.train.checkpointing import start_checkpointing
 from backend.train.eight_bits import inner_modules, store_in_eight_bits
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -87,13 +86,9 @@ def place_model(model: Model, config: TrainNetwork, device: torch.device, dtype:
     if speed.mem_eff_attn:
         model.unet.set_attention_slice("auto")
     if speed.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing(checkpoint_on_cpu if speed.cpu_offload_checkpointing else None)
+        start_checkpointing(model, config)
         if speed.cpu_offload_checkpointing and device.type == "cpu":
             warn("cpu_offload_checkpointing has nothing to do, as everything is in the CPU's memory here")
-        # transformers checkpoints in training mode only; CLIP has no dropout that the mode would switch on.
-        for encoder in () if config.network.network_train_unet_only else model.text_encoders:
-            encoder.activation_checkpointing_enable()
-            encoder.train()
 
 
 def bring_unet(model: Model, speed: Speed, device: torch.device) -> None:
@@ -113,20 +108,6 @@ def give_memory_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
-
-
-def checkpoint_on_cpu(module: nn.Module, *inputs: Any) -> Any:
-    """As `torch.utils.checkpoint`, with the inputs kept in the CPU's memory from the forward to the backward pass."""
-    devices = [value.device if isinstance(value, Tensor) else None for value in inputs]
-
-    def forward(*parked: Any) -> Any:
-        return module(*(value.to(device) if device else value for value, device in zip(parked, devices, strict=True)))
-
-    return checkpoint(forward, *(_to_cpu(value) for value in inputs), use_reentrant=False)
-
-
-def _to_cpu(value: Any) -> Any:
-    return value.to("cpu") if isinstance(value, Tensor) else value
 
 
 def shrink_model(model: Model, speed: Speed) -> None:

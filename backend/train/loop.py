@@ -4,6 +4,7 @@ Run it with `python -m backend train_network --config_file FILE [--flag ...]`.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from backend import events
 from backend.config.train import TrainNetwork
 from backend.terminal import say
+from backend.train.checkpointing import with_room
 from backend.train.feed import MicroBatch, grouped
 from backend.train.joining import joined
 from backend.train.listing import list_samples
@@ -61,8 +63,26 @@ def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> T
     Raises:
         LostProcess: another process is gone; the network is as before the step.
     """
-    model, device, objective, options = run.model, run.accelerator.device, run.objective, run.config.noise
     set_rates(run.optimizer, run.rates(step))
+    forward_and_back = partial(add_gradients, run, step, micro_batches)
+    loss = with_room(run.model, run.config, forward_and_back, run.optimizer.zero_grad)
+    run.network.set_multiplier(1.0)
+    loss = run.group.add_up(run.parameters, loss)
+    run.gradient_norm = limit_gradients(run.accelerator, run.parameters, run.config.optim.max_grad_norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    if run.config.network.scale_weight_norms:
+        run.network.scale_weight_norms(run.config.network.scale_weight_norms)
+    return loss
+
+
+def add_gradients(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> Tensor:
+    """Forward and backward passes of one step, over this process's share; returns its share of the loss.
+
+    Args:
+        run, step, micro_batches: as for `training_step`.
+    """
+    model, device, objective, options = run.model, run.accelerator.device, run.objective, run.config.noise
     samples = sum(batch.global_size for batch, _, _ in micro_batches)
     loss = torch.zeros((), device=device)
     first = 0
@@ -94,13 +114,6 @@ def training_step(run: Run, step: int, micro_batches: Sequence[MicroBatch]) -> T
         share = weighted_share(per_sample(errors), weights, samples)
         run.accelerator.backward(share)
         loss += share.detach()
-    run.network.set_multiplier(1.0)
-    loss = run.group.add_up(run.parameters, loss)
-    run.gradient_norm = limit_gradients(run.accelerator, run.parameters, run.config.optim.max_grad_norm)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
-    if run.config.network.scale_weight_norms:
-        run.network.scale_weight_norms(run.config.network.scale_weight_norms)
     return loss
 
 

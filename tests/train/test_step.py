@@ -1,5 +1,6 @@
 """The training step: identities that must hold whatever the model."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -97,6 +98,42 @@ def test_checkpointing_reaches_either_part_alone(run_of, part) -> None:
     assert checkpointed_loss == loss
     assert all(gradient.abs().sum() > 0 for gradient in found.values())
     assert_same(expected, found, 1e-6)
+
+
+def short_of_memory(run: Run, fits: Callable[[], bool]) -> list[int]:
+    """Have the U-Net find no memory unless `fits`; gives the numbers of its failed calls, as they come to be."""
+    predict, calls, failed = run.model.family.predict, [], []
+
+    def predict_or_fail(*inputs: object) -> Tensor:
+        calls.append(1)
+        if fits():
+            return predict(*inputs)
+        failed.append(len(calls))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB\nmore")
+
+    run.model.family = replace(run.model.family, predict=predict_or_fail)
+    return failed
+
+
+def test_a_step_that_finds_no_memory_is_done_again_with_checkpointing(run_of, dataset, capsys) -> None:
+    options = {"dataset_config": str(dataset(4, batch_size=1)), "max_train_steps": 3, "gradient_accumulation_steps": 2}
+    expected = train(run_of(**options))
+    run = run_of(**options)
+    calls = iter([True, True, True, False])
+    unet = run.model.unet
+    failed = short_of_memory(run, lambda: next(calls, unet.is_gradient_checkpointing))
+    assert train(run).losses == expected.losses
+    assert failed == [4], "in the second micro-batch of the second step"
+    assert unet.is_gradient_checkpointing and run.model.text_encoders[0].is_activation_checkpointing
+    assert capsys.readouterr().out.count("Warning: the GPU's memory is too small to keep all activations") == 1
+
+
+def test_a_step_that_finds_no_memory_with_checkpointing_either_ends_the_run(run_of) -> None:
+    run = run_of(max_train_steps=1)
+    failed = short_of_memory(run, lambda: False)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(run)
+    assert failed == [1, 2]
 
 
 def test_cached_latents_change_no_loss(run_of, dataset) -> None:
