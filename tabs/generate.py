@@ -257,7 +257,8 @@ def _connect_rows(
     def opened(now: Rows, *paths: str | None) -> list[Any]:
         known = lora_choices(services.jobs, services.workspace)
         now, first = renewed(now, paths, newest(services))
-        chosen = [gr.update(choices=known) for _ in slots]
+        # Without any, rows are hidden and hold nothing, also where the browser has missed that once before.
+        chosen = [gr.update(choices=known) if known else gr.update(choices=known, value=None) for _ in slots]
         if first is not None:
             chosen[first] = gr.update(choices=known, value=now.own)
         seen = [gr.update(visible=bool(known) and shown) for shown in now.shown]
