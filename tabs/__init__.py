@@ -41,6 +41,7 @@ def build(services: Services) -> gr.Blocks:
                     timer.active = not timers
                     timers[label] = timer
         _rest_unseen(tabs, timers)
+        _mark_nothing(page)
     return page
 
 
@@ -56,3 +57,14 @@ def _rest_unseen(tabs: gr.Tabs, timers: Mapping[str, gr.Timer]) -> None:
         return [gr.update(active=label == event.value) for label in timers]
 
     tabs.select(select, None, list(timers.values()), show_progress="hidden", api_name="seen", api_visibility="private")
+
+
+def _mark_nothing(page: gr.Blocks) -> None:
+    """Have events that show no progress mark no component as pending.
+
+    Gradio otherwise looks for every output that any event has ever had, among all components, before and after each
+    event: half of what opening the page costs the browser, and nearly all that watching a run does.
+    """
+    for event in page.fns.values():
+        if event.show_progress == "hidden":
+            event.show_progress_on = []
