@@ -66,7 +66,7 @@ def network_dtype(speed: Speed, dtype: torch.dtype) -> torch.dtype:
 
 
 def place_model(model: Model, config: TrainNetwork, device: torch.device, dtype: torch.dtype) -> None:
-    """Bring the frozen model into the precision of the run and all but the U-Net (`bring_unet`) to the device; set
+    """Bring all of the frozen model but the U-Net (`bring_unet`) into the precision of the run and to the device; set
     attention and checkpointing.
 
     The VAE stays in float32: it is not trained, and in half precision it can overflow and give NaN latents.
@@ -77,7 +77,11 @@ def place_model(model: Model, config: TrainNetwork, device: torch.device, dtype:
     speed = config.speed
     check_compiler(speed, device)
     place(model.vae, torch.device("cpu"), torch.float32)
-    nn.Module.to(model.unet, dtype=dtype).requires_grad_(False)
+    # What is merged into the U-Net is added in the run's precision. Otherwise it stays as the file has it for now: it
+    # would take its memory while pictures and captions are encoded.
+    if config.network.base_weights:
+        nn.Module.to(model.unet, dtype=dtype)
+    model.unet.requires_grad_(False)
     for module in model.text_encoders:
         place(module, device, dtype)
     message = set_attention(model.unet, speed.xformers, speed.sdpa, device)
@@ -91,12 +95,11 @@ def place_model(model: Model, config: TrainNetwork, device: torch.device, dtype:
             warn("cpu_offload_checkpointing has nothing to do, as everything is in the CPU's memory here")
 
 
-def bring_unet(model: Model, speed: Speed, device: torch.device) -> None:
-    """Move the U-Net to the device and make it what the steps run, once pictures and captions are encoded.
-
-    Before, it would take the memory that encoding needs.
+def bring_unet(model: Model, speed: Speed, device: torch.device, dtype: torch.dtype) -> None:
+    """Bring the U-Net to the device and into the precision of the run and make it what the steps run, once pictures and
+    captions are encoded.
     """
-    place(model.unet, device, model.dtype)
+    place(model.unet, device, dtype)
     shrink_model(model, speed)
     if speed.torch_compile:
         model.unet.compile(backend=speed.dynamo_backend)

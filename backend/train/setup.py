@@ -66,7 +66,8 @@ class Run:
         group: the processes that train together.
         gradient_norm: of the newest step, before clipping, still on the device.
         saved: where this run has saved on the way, as far as the files are still there.
-        hashing: takes the hashes of the base model and of a VAE in place of its own meanwhile.
+        hashing: takes the hashes of the base model and of a VAE in place of its own meanwhile, in the process that
+            writes the files.
     """
 
     config: TrainNetwork
@@ -237,7 +238,7 @@ def build(checked: Checked, group: Group, started_at: float) -> Run:
             with group.one_after_another() if kept else nullcontext():
                 encode_captions = drop_text_encoders(model, training_set, sampling, seed, device, kept)
         sampling = replace(sampling, encode=encode_captions)
-    bring_unet(model, config.speed, device)
+    bring_unet(model, config.speed, device, dtype)
     apart = validation_feed(feed, config.data, model)
     # An encoder of its own, which remembers nothing: what training finds remembered must not hang on validation.
     encode = encode_captions if isinstance(encode_captions, KnownCaptions) else CaptionEncoder(model, trained=True)
@@ -272,7 +273,7 @@ def build(checked: Checked, group: Group, started_at: float) -> Run:
         validation=make_validation(config.validation, training_set, seed, apart, encode, group.is_first),
         logs=make_logs(config, started_at) if group.is_first else no_logs(),
         # Gigabytes to read, for the first file that is saved; by now nothing else waits for the disk.
-        hashing=Hashing([model.source] if config.model.vae is None else [model.source, config.model.vae]),
+        hashing=Hashing([source for source in (model.source, config.model.vae) if source] if group.is_first else []),
         position=checked.position,
         group=group,
         saved=Saved(**checked.position.saved) if checked.position else Saved(),

@@ -1,5 +1,7 @@
 """Precision and memory: what is kept in which numbers, and that the step computes the same."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch.nn import functional
 
 from backend.__main__ import main
 from backend.errors import UserError
+from backend.families.model import Model
 from backend.lora.file import read_lora
 from backend.train import device, setup
 from backend.train.device import HalfScaler
@@ -154,13 +157,25 @@ def test_a_compiled_model_learns_the_same(run_of) -> None:
 
 
 def test_pictures_and_captions_are_encoded_before_the_unet_takes_its_memory(run_of, monkeypatch) -> None:
-    order = []
-    for name in ("make_feed", "drop_text_encoders", "bring_unet"):
-        own = getattr(setup, name)
-        monkeypatch.setattr(setup, name, lambda *rest, name=name, own=own: (order.append(name), own(*rest))[1])
-    monkeypatch.setattr(device, "shrink_model", lambda *_: order.append("shrink_model"))
+    order, load, loaded = [], setup.load_model, []
+
+    def load_half(*source: object, **options: object) -> Model:
+        loaded.append(load(*source, **options))
+        loaded[0].unet.half()
+        return loaded[0]
+
+    def noting(own: Callable[..., object], name: str) -> Callable[..., object]:
+        return lambda *rest: (order.append((name, loaded[0].unet.dtype)), own(*rest))[1]
+
+    monkeypatch.setattr(setup, "load_model", load_half)
+    for module, names in ((setup, ("make_feed", "drop_text_encoders", "bring_unet")), (device, ("shrink_model",))):
+        for name in names:
+            monkeypatch.setattr(module, name, noting(getattr(module, name), name))
     run_of(cache_text_encoder_outputs=True, network_train_unet_only=True)
-    assert order == ["make_feed", "drop_text_encoders", "bring_unet", "shrink_model"]
+    small, full = torch.float16, torch.float32
+    assert order == [
+        ("make_feed", small), ("drop_text_encoders", small), ("bring_unet", small), ("shrink_model", full)
+    ]  # fmt: skip
 
 
 def test_a_backend_that_cannot_compile_is_named_before_training(run_of, monkeypatch) -> None:
