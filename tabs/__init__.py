@@ -63,7 +63,7 @@ def _mark_nothing(page: gr.Blocks) -> None:
     """Have events that show no progress mark no component as pending.
 
     Gradio otherwise looks for every output that any event has ever had, among all components, before and after each
-    event: half of what opening the page costs the browser, and nearly all that watching a run does.
+    event: more than half of what opening the page costs the browser.
     """
     for event in page.fns.values():
         if event.show_progress == "hidden":

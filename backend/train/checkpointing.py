@@ -1,6 +1,6 @@
 """Gradient checkpointing (arXiv 1604.06174): activations are computed again in the backward pass instead of kept.
 
-It costs about a third of the speed, so a run does without until it is asked for, or until the GPU's memory is full.
+It costs a second forward pass, so a run does without until it is asked for, or until the GPU's memory is full.
 """
 
 from collections.abc import Callable
