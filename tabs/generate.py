@@ -333,8 +333,10 @@ def renewed(rows: Rows, paths: Sequence[str | None], newest_path: str | None) ->
         newest_path: None if there is no LoRA.
 
     Returns:
-        The rows, and the slot whose file becomes `rows.own`, None where none changes.
+        The rows, and the slot whose file becomes `rows.own`, None where none changes or no slot can have a file.
     """
+    if newest_path is None:
+        return replace(rows, own=None), None
     places = [place for place, shown in enumerate(rows.shown) if shown]
     if len(places) == 1 and paths[places[0]] in (rows.own, None) and newest_path != rows.own:
         return replace(rows, own=newest_path), places[0]

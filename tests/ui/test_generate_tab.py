@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
+from tabs.generate import Rows, renewed
+
 pytestmark = pytest.mark.browser
 PARAMETERS = "#parameters textarea"
 
@@ -134,6 +136,15 @@ def test_without_a_lora_the_page_says_what_to_do_and_still_draws(open_page: Call
     page.fill("#prompt textarea", "plain")
     page.click("#generate")
     expect(page.locator(PARAMETERS)).to_have_value(re.compile("plain\nSeed: 77, Dose: 0"))
+
+
+def test_a_row_that_lost_its_lora_gets_the_next_one() -> None:
+    page_chose_a, somebody_chose_b = Rows(own="a"), ["b", *[None] * 7]
+    rows, changed = renewed(page_chose_a, somebody_chose_b, None)
+    assert changed is None
+    assert renewed(rows, [None] * 8, "a") == (Rows(own="a"), 0)
+    assert renewed(page_chose_a, somebody_chose_b, "c") == (page_chose_a, None)
+    assert renewed(page_chose_a, ["a", *[None] * 7], "c") == (Rows(own="c"), 0)
 
 
 def test_complaints_are_lines_that_name_the_field(open_page: Callable[..., Page]) -> None:
