@@ -42,7 +42,13 @@ def test_nothing_heavy_is_loaded_by_the_first_step(tmp_path):
     assert line is not None, done.stderr
     loaded = set(json.loads(line.removeprefix("loaded:")))
     assert {"torch", "diffusers", "transformers"} <= loaded
-    assert sorted(loaded & HEAVY) == []
+    heavy = loaded & HEAVY
+    if "triton" in heavy:
+        # PyTorch's builds for CUDA load it by themselves.
+        alone = [sys.executable, "-c", "import sys, torch; print('triton' in sys.modules)"]
+        if subprocess.run(alone, capture_output=True, text=True, check=True).stdout.strip() == "True":
+            heavy.remove("triton")
+    assert sorted(heavy) == []
 
 
 def test_a_package_is_out_of_sight_and_back_again(tmp_path, monkeypatch):
