@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backend.data.batches import Batch
 from backend.train.feed import MicroBatch, grouped
@@ -58,13 +58,16 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: 
 @pytest.mark.parametrize("size", [2, 3])
 def test_one_batch_of_four_is_micro_batches_of_fewer(run_of, size) -> None:
     run = warm(run_of(max_grad_norm=0))
+    # In float64, as the library convolves batches of other sizes in another order.
+    for module in (run.network, run.model.unet, *run.model.text_encoders):
+        nn.Module.double(module)
     ((batch, latents, _),) = first_group(run)
+    latents = latents.double()
     assert len(batch.items) == 4
     loss, whole = gradients(run, [MicroBatch(batch, latents)])
     cut_loss, accumulated = gradients(run, cut(batch, latents, size))
     assert cut_loss == pytest.approx(loss, rel=1e-6)
-    # The library convolves batches of other sizes in another order.
-    assert_same(whole, accumulated, 3e-6)
+    assert_same(whole, accumulated, 1e-6)
 
 
 def test_checkpointing_changes_neither_loss_nor_gradients(run_of, monkeypatch) -> None:
