@@ -1,8 +1,6 @@
 """Optimizers by name, from PyTorch and from packages that are imported when asked for."""
 
-import ast
 import copy
-import importlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +10,10 @@ import torch
 from torch.optim import Optimizer
 
 from backend.config.messages import did_you_mean
+from backend.config.text import read_literal
 from backend.config.training.optim import Optim
 from backend.errors import UserError
+from backend.installed import REFUSED_IMPORTS, NotInstalledError, import_installed
 from backend.tables.optimizers import NAMES, OptimizerRow, find_row, one_rate, sets_own_rates
 
 # What optimizers raise on arguments that they cannot use.
@@ -37,7 +37,7 @@ def make_optimizer(name: str, groups: Sequence[Mapping[str, object]], options: M
     row = find_row(name)
     if row is None:
         raise UserError(f"{name} is no optimizer{did_you_mean(name, NAMES)}", field="optimizer_type")
-    values = {key: _literal(value) for key, value in options.items()}
+    values = {key: read_literal(value) if isinstance(value, str) else value for key, value in options.items()}
     if "lr" in values:
         raise UserError("lr is set by learning_rate, unet_lr and text_encoder_lr", field="optimizer_args")
     members = [dict(group) for group in groups]
@@ -174,8 +174,10 @@ def _effective_rate(optimizer: Optimizer, group: Mapping[str, object]) -> float:
 
 def _find_class(row: OptimizerRow) -> type[Optimizer]:
     try:
-        module = importlib.import_module(row.module)
-    except (ImportError, OSError, RuntimeError) as error:
+        module = import_installed(row.module)
+    except NotInstalledError as error:
+        raise UserError(str(error), field="optimizer_type") from None
+    except REFUSED_IMPORTS as error:
         package = row.package or row.module.partition(".")[0]
         raise UserError(
             f"{row.name} needs the package {package}, which does not load here ({_reason(error)}); "
@@ -196,12 +198,3 @@ def _find_class(row: OptimizerRow) -> type[Optimizer]:
 
 def _reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _literal(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value

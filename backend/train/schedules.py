@@ -1,6 +1,5 @@
 """Learning rates as pure functions of the step: a resumed run needs its step's number and nothing else."""
 
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,6 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from backend.config.messages import did_you_mean
 from backend.config.training.optim import Optim
 from backend.errors import UserError
+from backend.installed import REFUSED_IMPORTS, NotInstalledError, import_installed
 from backend.tables.schedules import read_step_rules
 
 # Factor of the peak rate, by the number of steps done.
@@ -199,8 +199,10 @@ def _find_class(name: str) -> type:
     module_name, _, cls_name = name.rpartition(".")
     module_name = module_name or "torch.optim.lr_scheduler"
     try:
-        module = importlib.import_module(module_name)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        module = import_installed(module_name)
+    except NotInstalledError as error:
+        raise UserError(str(error), field="lr_scheduler_type") from None
+    except REFUSED_IMPORTS as error:
         raise UserError(f"{module_name} does not load here ({error})", field="lr_scheduler_type") from None
     cls = getattr(module, cls_name, None)
     if not (isinstance(cls, type) and callable(getattr(cls, "step", None))):

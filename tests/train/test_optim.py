@@ -126,7 +126,8 @@ def test_any_class_of_an_installed_package_can_be_named() -> None:
     ("name", "message"),
     [
         ("torch.optim.AdaDelt", "optimizer_type: torch.optim has no optimizer AdaDelt; did you mean Adadelta"),
-        ("os.path", "optimizer_type: os has no optimizer path"),
+        ("os.path", "optimizer_type: os is not in an installed package"),
+        ("torch.nn.Linear", "optimizer_type: torch.nn has no optimizer Linear"),
         ("prodigyplus.ProdigyPlusScheduleFree", "optimizer_type: .*`pip install prodigyplus`"),
         ("Prodogy", "optimizer_type: Prodogy is no optimizer; did you mean Prodigy"),
     ],

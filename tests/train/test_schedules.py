@@ -268,7 +268,8 @@ def test_a_schedule_of_pytorch_is_followed_group_by_group(name, arguments) -> No
     [
         ({"lr_scheduler_type": "CosineAnealingLR"}, "lr_scheduler_type: .*did you mean CosineAnnealingLR"),
         ({"lr_scheduler_type": "no_such.Thing"}, "lr_scheduler_type: no_such does not load"),
-        ({"lr_scheduler_type": "os.path"}, "lr_scheduler_type: os has no schedule path"),
+        ({"lr_scheduler_type": "os.path"}, "lr_scheduler_type: os is not in an installed package"),
+        ({"lr_scheduler_type": "torch.nn.Linear"}, "lr_scheduler_type: torch.nn has no schedule Linear"),
         ({"lr_scheduler_type": "ReduceLROnPlateau"}, "lr_scheduler_args: .*metrics"),
         ({"lr_scheduler_type": "StepLR", "lr_scheduler_args": ["stepsize=3"]}, "lr_scheduler_args: .*stepsize"),
         (

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from backend.config.declare import Option, Section, reject, reject_all
 from backend.config.messages import did_you_mean
 from backend.config.text import read_literals, read_section
+from backend.installed import NotInstalledError, refuse_elsewhere
 from backend.tables.optimizers import NAMES, find_row, is_schedule_free, sets_own_rates
 from backend.tables.schedules import READERS, Scheduler, read_step_rules
 
@@ -155,6 +156,7 @@ class Optim(Section):
         if find_row(value) is None:
             hint = did_you_mean(value, NAMES) or f"; known are {', '.join(NAMES)}"
             reject("optimizer_type", f'"{value}" is no optimizer, nor module.Class of one{hint}')
+        _refuse_foreign_code("optimizer_type", value.strip())
         return value.strip()
 
     @field_validator("optimizer_args", mode="before")
@@ -165,7 +167,12 @@ class Optim(Section):
     @field_validator("lr_scheduler_type")
     @classmethod
     def _named_or_none(cls, value: str | None) -> str | None:
-        return (value or "").strip() or None
+        value = (value or "").strip() or None
+        if value is not None:
+            if not all(part.isidentifier() for part in value.split(".")):
+                reject("lr_scheduler_type", f'"{value}" is no class of torch.optim.lr_scheduler, nor module.Class')
+            _refuse_foreign_code("lr_scheduler_type", value)
+        return value
 
     @field_validator("lr_scheduler_args", mode="before")
     @classmethod
@@ -235,3 +242,13 @@ class Optim(Section):
             hint = "leave it out (a warm-up is optimizer_args warmup_steps=100)"
             reject(field, f"does not go with {self.optimizer}, which averages weights in place of a schedule; {hint}")
         return self
+
+
+def _refuse_foreign_code(field: str, name: str) -> None:
+    """Refuse `module.Class` where the module is not one of an installed package."""
+    if "." not in name:
+        return
+    try:
+        refuse_elsewhere(name.rpartition(".")[0])
+    except NotInstalledError as error:
+        reject(field, str(error))
