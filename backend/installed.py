@@ -15,7 +15,6 @@ from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-
 # What importing somebody else's module may raise.
 REFUSED_IMPORTS = (ImportError, OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, SyntaxError)
 

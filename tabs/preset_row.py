@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from backend import bounded
 from backend.config import presets
 from backend.config.base import leaves, to_toml
 from backend.config.dialects.export import to_scripts
@@ -143,16 +144,20 @@ def connect_presets(services: Services, row: PresetRow, form: Form) -> None:
         try:
             if not name:
                 raise UserError("choose a preset first", "preset")
-            return ["", *form.fill(presets.read(kind, name, root))]
+            lines: list[str] = []
+            values = presets.read(kind, name, root, lines)
+            return [notice(" ".join(f"{line}." for line in lines)) if lines else "", *form.fill(values)]
         except UserError as error:
             return [complaint(error), *unfilled]
 
     def save(name: str, *shown: Any) -> list[Any]:
         try:
-            preset = presets.save(kind, name, read_changed(form, shown), root)
+            lines: list[str] = []
+            values = presets.portable(kind, read_changed(form, shown), lines)
+            preset = presets.save(kind, name, values, root)
         except UserError as error:
             return [complaint(error), gr.skip()]
-        return [notice(f"Saved as {preset.name}."), chosen(preset.name)]
+        return [notice(" ".join([f"Saved as {preset.name}.", *(f"{line}." for line in lines)])), chosen(preset.name)]
 
     def rename(old: str | None, name: str) -> list[Any]:
         try:
@@ -235,11 +240,13 @@ def _connect_toml(row: PresetRow, form: Form, root: Path) -> None:
 
     def export(name: str | None, *shown: Any) -> list[Any]:
         try:
-            values = presets.checked(kind, read_changed(form, shown), "")
+            lines: list[str] = []
+            values = presets.portable(kind, presets.checked(kind, read_changed(form, shown), ""), lines)
             text = warning_of(values, root) + to_toml(values, kind)
         except UserError as error:
             return [complaint(error), "", ""]
-        return ["", f"{make_slug(name or kind.command)}.toml", text]
+        answer = notice(" ".join(f"{line}." for line in lines)) if lines else ""
+        return [answer, f"{make_slug(name or kind.command)}.toml", text]
 
     def export_scripts(name: str | None, *shown: Any) -> list[Any]:
         try:
@@ -285,9 +292,11 @@ def _read(form: Form, file: Path, foreign: bool) -> tuple[str, dict[str, Any]]:
         raise UserError("is too large for a config", file.name)
     kind, shown = form.command_class, form.names
     if not foreign:
-        values = presets.imported(kind, file.read_bytes().decode("utf-8-sig", errors="replace"), file.name)
+        lines: list[str] = []
+        values = presets.imported(kind, bounded.read_text(file, file.name, "toml"), file.name, lines)
         ignored = [name for name in values if name not in shown]
         more = f" Set by the page itself: {', '.join(ignored)}." if ignored else ""
+        more += "".join(f" {line}." for line in lines)
         return notice(f"{len(values)} options taken from {file.name}.{more}"), values
     found: Imported = read_foreign(file, file.name)
     values = dict(found.values)

@@ -98,7 +98,7 @@ def test_no_command_line_runs_it(way, tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "LORALOOM_WORKSPACE": str(tmp_path / "workspace")}
     environment["PYTHONPATH"] = f"{PROJECT}:{place}" if way == "path" else str(PROJECT)
     options = [f"--{name}={value}" for name, value in REQUIRED.items()]
-    words = ["-m", "backend", "train_network", *options, "--optimizer_type", "my_optimizers.Own", "--sample_every_n_steps", "3"]
+    words = ["-m", "backend", "train_network", *options, "--optimizer_type", "my_optimizers.Own"]
     done = subprocess.run([sys.executable, *words], cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "optimizer_type: my_optimizers is not in an installed package" in done.stderr

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
+from backend import bounded
 from backend.config import presets
 from backend.config.declare import Command, Leaf, heading, leaves
+from backend.config.dialects.programs import GUI, LORA_SCRIPTS, advice, program_of, program_of_text
 from backend.config.merge import Problems, collect, validate
 from backend.config.messages import bounds, did_you_mean, expectation, shown
 from backend.config.reference_options import FLAG, MANY, REFERENCE_OPTIONS, ReferenceOption
@@ -67,12 +69,12 @@ def from_argv(command_class: type[Command], argv: list[str]) -> Command:
     target = _take_target(parsed, wrong) if parsed.output_config else None
     for name in parsed.presets:
         try:
-            merged |= presets.read(command_class, name)
+            merged |= presets.read(command_class, name.strip(), told=told)
         except UserError as error:
             wrong += _as_problems(error)
     for path in parsed.config_files:
         try:
-            found, unknown_keys = collect(command_class, load(path), PurePath(path).name, told)
+            found, unknown_keys = collect(command_class, _tables(path), PurePath(path).name, told)
         except UserError as error:
             wrong += _as_problems(error)
             continue
@@ -99,6 +101,32 @@ def from_argv(command_class: type[Command], argv: list[str]) -> Command:
         for line in told:
             warn(line)
     return config
+
+
+def _tables(path: str) -> dict[str, Any]:
+    """The tables of a config file.
+
+    Raises:
+        UserError: it cannot be read, or another program has written it.
+    """
+    file = named_file(path, CONFIG_FILE.name)
+    try:
+        tables = load(file)
+    except UserError:
+        if not file.is_file():
+            raise
+        text = bounded.read_text(file, CONFIG_FILE.name, "toml", bounded.CONFIG_BYTES)
+        is_json = text.lstrip().startswith("{")
+        found = bounded.parse_json(text, str(file), CONFIG_FILE.name) if is_json else None
+        program = program_of(found) if isinstance(found, dict) else program_of_text(text)
+        if program is None:
+            raise
+    else:
+        program = program_of(tables)
+        # The toml files that the GUI and lora-scripts write for a run have sd-scripts' own options.
+        if program is None or program in (GUI, LORA_SCRIPTS):
+            return tables
+    raise UserError(advice(program, file), CONFIG_FILE.name) from None
 
 
 def _take_target(parsed: Parsed, wrong: Problems) -> Path | None:

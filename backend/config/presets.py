@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from backend import workspace
-from backend.config.declare import Command
-from backend.config.merge import flatten, problems
+from backend.config.declare import Command, leaves
+from backend.config.dialects.programs import program_of, refusal
+from backend.config.merge import collect, problems
 from backend.config.messages import did_you_mean
 from backend.config.toml import load, loads, to_toml
-from backend.errors import ConfigError, UserError, workspace_errors
+from backend.errors import ConfigError, UserError, one_line, workspace_errors
 
 SHIPPED = workspace.PROJECT / "presets"
 
@@ -36,11 +37,20 @@ def listed(command_class: type[Command], root: Path | None = None) -> list[Prese
         Preset(path.stem, path, shipped)
         for folder, shipped in ((_shipped(command_class), True), (_own(command_class, root), False))
         for path in sorted(folder.glob("*.toml"), key=lambda file: file.name.lower())
+        if one_line(path.name) == path.name  # others have names that no page can show
     ]
 
 
-def read(command_class: type[Command], name: str, root: Path | None = None) -> dict[str, Any]:
+def read(
+    command_class: type[Command], name: str, root: Path | None = None, told: list[str] | None = None
+) -> dict[str, Any]:
     """The values of a preset as a flat dict; shipped names come first.
+
+    Args:
+        command_class: the command it configures.
+        name: of the preset.
+        root: the workspace; the default one if None.
+        told: takes a line for each option that is passed over.
 
     Raises:
         UserError: there is none of this name (with the nearest), or it is not valid.
@@ -48,7 +58,8 @@ def read(command_class: type[Command], name: str, root: Path | None = None) -> d
     known = listed(command_class, root)
     for preset in known:
         if preset.name == name:
-            return checked(command_class, load(preset.path, "preset"), f"preset {name}")
+            tables = load(preset.path, "preset")
+            return portable(command_class, checked(command_class, tables, f"preset {name}", told), told)
     names = [preset.name for preset in known]
     hint = did_you_mean(name, names) or (f"; there are: {', '.join(names)}" if names else "")
     raise UserError(f"there is no preset {name} for {command_class.command}{hint}", "preset")
@@ -57,11 +68,13 @@ def read(command_class: type[Command], name: str, root: Path | None = None) -> d
 def save(command_class: type[Command], name: str, config: Mapping[str, Any], root: Path | None = None) -> Preset:
     """Write the user's own preset, replacing one of the same name. The values may be a part of a config.
 
+    Where several machines meet is left out: that belongs to each of them.
+
     Raises:
         UserError: the name is not allowed or is a shipped preset's, or a value is wrong.
     """
     path = _own_path(command_class, name, root)
-    text = to_toml(checked(command_class, config, ""), command_class)
+    text = to_toml(portable(command_class, checked(command_class, config, "")), command_class)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with workspace_errors("preset"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,25 +111,56 @@ def delete(command_class: type[Command], name: str, root: Path | None = None) ->
         path.unlink()
 
 
-def imported(command_class: type[Command], text: str, source: str = "the toml") -> dict[str, Any]:
+def imported(
+    command_class: type[Command], text: str, source: str = "the toml", told: list[str] | None = None
+) -> dict[str, Any]:
     """The values of a toml text someone brings along, checked; the way back of `to_toml`.
 
+    Args:
+        command_class: the command it configures.
+        text: the toml.
+        source: what it is called in messages.
+        told: takes a line for each option that is passed over.
+
     Raises:
-        UserError: it is not toml, or a key or value is wrong.
+        UserError: it is not toml, another program's, or a key or value is wrong.
     """
-    return checked(command_class, loads(text, source, "preset"), source)
+    tables = loads(text, source, "preset")
+    program = program_of(tables)
+    if program is not None and not program.taken:
+        raise UserError(f"{source} {refusal(program)}", "preset")
+    return portable(command_class, checked(command_class, tables, source, told), told)
 
 
-def checked(command_class: type[Command], config: Mapping[str, Any], source: str) -> dict[str, Any]:
+def portable(
+    command_class: type[Command], values: Mapping[str, Any], told: list[str] | None = None
+) -> dict[str, Any]:
+    """Flat values without those that say where this machine meets others.
+
+    A preset that somebody has sent must not have a run connect to a machine of theirs.
+    """
+    known = leaves(command_class)
+    own = [name for name, value in values.items() if known[name].of_this_machine and value != known[name].default]
+    if told is not None:
+        told += [f"{name} is passed over: presets do not say where machines meet; set it by hand" for name in own]
+    return {name: value for name, value in values.items() if not known[name].of_this_machine}
+
+
+def checked(
+    command_class: type[Command], config: Mapping[str, Any], source: str, told: list[str] | None = None
+) -> dict[str, Any]:
     """Flat values of a partial config, all known and, as far as they go, valid.
 
     Raises:
         ConfigError: with every problem.
     """
-    flat = {name: value for name, value in flatten(command_class, config, source).items() if value is not None}
-    wrong = problems(command_class, flat, partial=True)
+    found, wrong = collect(command_class, config, source, told)
     if wrong:
-        raise ConfigError(list(wrong.items()))
+        raise ConfigError(wrong)
+    flat = {name: value for name, value in found.items() if value is not None}
+    faults = problems(command_class, flat, partial=True)
+    if faults:
+        raise ConfigError(list(faults.items()))
     return flat
 
 

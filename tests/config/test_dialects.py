@@ -57,9 +57,10 @@ def test_a_gui_config_is_read_by_what_the_gui_makes_of_it():
     assert {"guidance_scale", "multires_noise_iterations", "huber_c", "factor"} <= set(found.idle)
 
 
-def test_several_processes_are_taken_and_several_machines_named():
+def test_several_processes_are_taken_and_where_machines_meet_is_not():
     found = gui(num_processes=2, main_process_port=29600, num_machines=2)
-    assert (found.values["num_processes"], found.values["main_process_port"]) == (2, 29600)
+    assert found.values["num_processes"] == 2 and "main_process_port" not in found.values
+    assert "where machines meet" in notes(found, LOST)["main_process_port"]
     assert "main_process_ip" in notes(found, LOST)["num_machines"] and "num_machines" not in found.values
 
 
@@ -176,12 +177,15 @@ def test_what_belongs_to_a_choice_that_is_not_here_goes_with_it():
 @pytest.mark.parametrize(
     ("data", "name", "said"),
     [
-        (b"\xff\xfe", "a.toml", "is not a text file in UTF-8"),
+        (b"\xff\xfe\x00", "a.toml", "is not a text in UTF-8"),
+        (b"a = \x81", "a.toml", "is not a text in UTF-8"),
         (b"a = ", "a.toml", "is not valid toml"),
         (b"{", "a.json", "is not valid JSON"),
-        (b'{"a": ' + b"[" * 100_000, "a.json", "is not valid JSON"),
-        (b"a = " + b"[" * 100_000, "a.toml", "is not valid toml"),
-        (b"[1, 2]", "a.json", "is not valid toml"),
+        (b'{"a": ' + b"[" * 100_000, "a.json", "is nested deeper than 64 levels"),
+        (b"a = " + b"[" * 100_000, "a.toml", "is nested deeper than 64 levels"),
+        (b"[1, 2]", "a.json", "holds no JSON object"),
+        (b'{"seed": ' + b"9" * 30 + b"}", "a.json", "has a whole number that is larger than 64 bits"),
+        (b'{"seed": "\\ud800"}', "a.json", "has half of a surrogate pair"),
         (b"zzz = 1", "a.toml", "has no option of train_network or sd-scripts"),
         (b"[[datasets]]\n", "a.toml", "describes a dataset"),
         (b"#" * (TEXT_BYTES + 1), "a.toml", "is larger than 1024 kB"),
@@ -200,7 +204,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     for name in ("a.toml", "a.safetensors"):
         with pytest.raises(UserError) as caught:
             read_foreign(tmp_path / name, name)
-        assert caught.value.message == "cannot be read: No such file or directory" and caught.value.field == name
+        assert caught.value.field == name
+        assert caught.value.message.startswith(("there is no file", "cannot be read"))
 
 
 STRANGE: tuple[Any, ...] = (
@@ -212,7 +217,7 @@ STRANGE: tuple[Any, ...] = (
     "None",
     "x",
     1e400,
-    10**30,
+    2**64,
     "9" * 5000,
     ["a=1"],
     [[1]],

@@ -24,6 +24,7 @@ FLAT = tuple(_FLAT.split())
 COUNTED = ("num_train_images", "num_reg_images", "tag_frequency", "bucket_info", "subsets", "is_dreambooth")
 FOLDERS = (("dataset_dirs", False), ("reg_dataset_dirs", True))
 MOST = 500
+COMMENT = "From a LoRA file's metadata: complete every image_dir."
 
 
 def take_dataset(reading: Reading) -> None:
@@ -39,8 +40,8 @@ def take_dataset(reading: Reading) -> None:
     if not datasets:
         return
     lost: list[Note] = []
-    general = _values(flat, "", lost)
-    tables = [(_values(dataset, "ss_datasets ", lost), _described(dataset, lost)) for dataset in datasets[:MOST]]
+    general = dataset_values(flat, "", lost)
+    tables = [(dataset_values(dataset, "ss_datasets ", lost), _described(dataset, lost)) for dataset in datasets[:MOST]]
     reading.notes += list(dict.fromkeys(lost))
     told = {note.key for note in lost}
     for key in flat:
@@ -50,7 +51,7 @@ def take_dataset(reading: Reading) -> None:
         if key in reading.left:
             reading.left.pop(key)
             reading.taken.append(key)
-    reading.dataset = _toml(general, tables)
+    reading.dataset = dataset_toml(general, tables, COMMENT)
     count = sum(len(subsets) for _, subsets in tables)
     text = (
         f"the file names {count} folder{'s' * (count != 1)} of pictures: complete the paths in the dataset toml below"
@@ -98,11 +99,12 @@ def _described(dataset: Mapping[str, Any], lost: list[Note]) -> list[tuple[str, 
             # A name and never a path, whatever the file says.
             folder = PurePosixPath(str(subset.get("image_dir") or subset.get("metadata_file") or "").replace("\\", "/"))
             rest = {key: value for key, value in subset.items() if key not in ("image_dir", "img_count")}
-            found.append((folder.name or "unknown", _values(rest, "ss_datasets ", lost), subset.get("img_count")))
+            values = dataset_values(rest, "ss_datasets ", lost)
+            found.append((folder.name or "unknown", values, subset.get("img_count")))
     return found
 
 
-def _values(table: Mapping[str, Any], place: str, lost: list[Note]) -> dict[str, Any]:
+def dataset_values(table: Mapping[str, Any], place: str, lost: list[Note]) -> dict[str, Any]:
     """What a table says beyond the defaults, in the types of our dataset options; what they refuse is told."""
     known: dict[str, Leaf] = {**DATASET_KEYS, **SUBSET_KEYS}
     found: dict[str, Any] = {}
@@ -133,13 +135,22 @@ def _resolution(value: Any) -> list[int]:
     return [int(side) for side in found if side is not None]
 
 
-def _toml(
-    general: Mapping[str, Any], tables: list[tuple[dict[str, Any], list[tuple[str, dict[str, Any], Any]]]]
+def dataset_toml(
+    general: Mapping[str, Any],
+    tables: list[tuple[dict[str, Any], list[tuple[str, dict[str, Any], Any]]]],
+    comment: str,
 ) -> str:
+    """The text of a dataset toml.
+
+    Args:
+        general: options of all datasets.
+        tables: the datasets, each with its options and its subsets as (folder, options, number of pictures or None).
+        comment: its first line.
+    """
     import tomlkit  # as in toml.py
 
     document = tomlkit.document()
-    document.add(tomlkit.comment("From a LoRA file's metadata: complete every image_dir."))
+    document.add(tomlkit.comment(comment))
     if general:
         document.add("general", _table(general))
     datasets = tomlkit.aot()

@@ -1,24 +1,28 @@
 """Any config that can be taken over, whatever wrote it: the one door for the page and the shell."""
 
-import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from backend import bounded
 from backend.config.declare import leaves
+from backend.config.dialects.easy import read_easy
 from backend.config.dialects.gui import looks_like_gui, read_gui
 from backend.config.dialects.judging import finish
 from backend.config.dialects.lora_file import read_metadata
+from backend.config.dialects.one_trainer import read_one_trainer
+from backend.config.dialects.programs import EASY, LORA_SCRIPTS, ONE_TRAINER, program_of, program_of_text, refusal
 from backend.config.dialects.reading import Imported
-from backend.config.dialects.scripts import DEFAULTS, PAIRS, read_scripts, reading_of
+from backend.config.dialects.scripts import DEFAULTS, PAIRS, read_lora_scripts, read_scripts, reading_of
 from backend.config.messages import suggestion
 from backend.config.train import TrainNetwork
 from backend.errors import UserError
 from backend.header import parse_header, read_header
 
 LORA, JSON, TOML = ".safetensors", ".json", ".toml"
-SUFFIXES = (TOML, JSON, LORA)
+# YAML is read by no option here, but its programs are told by name.
+SUFFIXES = (TOML, JSON, LORA, ".yaml", ".yml")
+FILE = "the file"
 # A config is a few kilobytes.
 TEXT_BYTES = 1024 * 1024
 # More than any of these programs has options.
@@ -42,19 +46,28 @@ def read_foreign(source: Path | bytes, name: str) -> Imported:
     text = _text(source, name)
     is_json = text.lstrip()[:1] == "{"
     tables = _from_json(text, name) if is_json else _from_toml(text, name)
-    if "datasets" in tables:
-        raise UserError("describes a dataset and no training: name it as dataset_config", name)
-    plain = {key for key, value in tables.items() if not isinstance(value, Mapping)}
-    inner = {key for value in tables.values() if isinstance(value, Mapping) for key in value}
-    if len(plain) + len(inner) > KEYS:
-        raise UserError(f"has more than {KEYS} keys, so it is no config", name)
     if _is_own(tables):
         reading = reading_of(tables)
         reading.by_name({}, {}, "train_network")
         return finish(reading, OWN)
+    plain = {key for key, value in tables.items() if not isinstance(value, Mapping)}
+    inner = {key for value in tables.values() if isinstance(value, Mapping) for key in value}
+    if len(plain) + len(inner) > KEYS:
+        raise UserError(f"has more than {KEYS} keys, so it is no config", name)
+    program = program_of(tables)
+    if program is EASY:
+        return read_easy(tables, name)
+    if program is ONE_TRAINER:
+        return read_one_trainer(tables, name)
+    if program is LORA_SCRIPTS:
+        return read_lora_scripts(tables, name)
     # The toml that the GUI writes for a run is sd-scripts' own.
     if is_json and looks_like_gui(tables):
         return read_gui(tables)
+    if program is not None and not program.taken:
+        raise UserError(refusal(program), name)
+    if "datasets" in tables:
+        raise UserError("describes a dataset and no training: name it as dataset_config", name)
     known = set(DEFAULTS) | set(leaves(TrainNetwork))
     if not any(key in known or suggestion(key, known) for key in sorted(plain | inner)[:KEYS_TRIED]):
         raise UserError("has no option of train_network or sd-scripts; choose a config or a LoRA file", name)
@@ -83,30 +96,25 @@ def _is_own(tables: Mapping[str, Any]) -> bool:
 
 
 def _text(source: Path | bytes, name: str) -> str:
-    try:
-        if isinstance(source, Path):
-            with source.open("rb") as file:
-                source = file.read(TEXT_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", name) from error
+    if isinstance(source, Path):
+        source = bounded.read_bytes(source, name, "config", TEXT_BYTES)
     if len(source) > TEXT_BYTES:
         raise UserError(f"is larger than {TEXT_BYTES // 1024} kB, so it is no config", name)
-    try:
-        return source.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError("is not a text file in UTF-8; choose a toml, a json or a .safetensors file", name) from error
+    return bounded.decoded(source, FILE, name)
 
 
 def _from_json(text: str, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"is not valid JSON: {error}", name) from error
+    found = bounded.parse_json(text, FILE, name)
     return found if isinstance(found, dict) else {}
 
 
 def _from_toml(text: str, name: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"is not valid toml: {error}", name) from error
+        return bounded.parse_toml(text, FILE, name)
+    except UserError:
+        program = program_of_text(text)
+        if program is None and PurePath(name).suffix.lower() != JSON:
+            raise
+        if program is None:
+            raise UserError("holds no JSON object, {...}, so it is no config", name) from None
+        raise UserError(refusal(program), name) from None

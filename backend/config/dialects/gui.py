@@ -28,22 +28,21 @@ from backend.config.dialects.gui_fields import (
     PLUS,
     PROGRAM,
     RENAMED,
-    SIGNS,
     TYPES,
     ZERO_IS_UNSET,
 )
 from backend.config.dialects.judging import finish
+from backend.config.dialects.programs import GUI, program_of
 from backend.config.dialects.reading import NO_COUNTERPART, UNSET, Imported, Reading, same
-from backend.config.dialects.scripts import sort_scripts
+from backend.config.dialects.scripts import PROMPT_FILES, sort_scripts
 from backend.config.train import TrainNetwork
 
 ALL_TIMESTEPS = 1000
-PROMPT_FILES = (".txt", ".toml", ".json")
 
 
 def looks_like_gui(data: Mapping[str, Any]) -> bool:
     """Whether these are the keys of a config of the GUI."""
-    return "LoRA_type" in data or sum(sign in data for sign in SIGNS) >= 2
+    return program_of(data) is GUI
 
 
 def read_gui(data: Mapping[str, Any]) -> Imported:

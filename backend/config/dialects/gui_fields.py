@@ -3,10 +3,6 @@
 from typing import Any
 
 PROGRAM = "kohya_ss' GUI"
-SIGNS = (
-    *("LoRA_type", "max_resolution", "lr_warmup", "noise_offset_type", "additional_parameters", "model_list"),
-    *("stop_text_encoder_training", "stop_text_encoder_training_pct", "save_as_bool", "epoch", "optimizer", "sdxl"),
-)
 # State of the GUI itself, and what it does not pass on.
 OF_THE_PAGE = (
     *("model_list", "save_as_bool", "save_as", "file_path", "headless", "print_only", "training_preset", "sdxl"),

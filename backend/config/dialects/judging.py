@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from backend.config.declare import Leaf, leaves
-from backend.config.dialects.reading import OPEN, UNSET, Imported, Note, Reading, as_number
+from backend.config.declare import OF_FILES, Leaf, leaves
+from backend.config.dialects.reading import LOST, OPEN, UNSET, Imported, Note, Reading, as_number
 from backend.config.merge import Problems, validate
 from backend.config.messages import shown, wrong_type
 from backend.config.text import parse_text, read_literals, read_pairs
@@ -107,7 +107,10 @@ class _Judge:
         key = self.reading.origin.get(place, place)
         value = self.reading.given.get(place, value)
         self.reading.taken = [each for each in self.reading.taken if each != key]
-        self.reading.notes.append(Note(key, "" if value in UNSET else shown(value), text))
+        leaf = self.known.get(place)
+        # A path of another machine is to be named anew.
+        kind = OPEN if leaf is not None and (leaf.kind == "path" or leaf.widget in OF_FILES) else LOST
+        self.reading.notes.append(Note(key, "" if value in UNSET else shown(value), text, kind))
         for other in OF_A_CHOICE.get(place, ()):
             if other in self.kept:
                 self._refuse(other, f"belongs to that {place}, which is not taken", self.kept.pop(other))

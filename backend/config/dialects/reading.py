@@ -19,6 +19,7 @@ LOST, CHANGED, OPEN = "lost", "changed", "open"
 NO_COUNTERPART = "has no counterpart here"
 SECRETS = ("wandb_api_key", "huggingface_token")
 UNSET: tuple[Any, ...] = (None, "", "None", [], (), {})
+OF_THIS_MACHINE = "says where machines meet, which is each machine's own; set it on the command line"
 KEY_LENGTH = 80
 
 
@@ -170,11 +171,17 @@ class Reading:
             reasons: why an option has no counterpart here, where more can be said than that.
             program: its name, for messages.
         """
-        names = {alias: name for name, leaf in leaves(TrainNetwork).items() for alias in (name, *leaf.aliases)}
+        known = leaves(TrainNetwork)
+        names = {alias: name for name, leaf in known.items() for alias in (name, *leaf.aliases)}
         for key in list(self.left):
             value = self.left[key]
             if value in UNSET:
                 self.drop(key)
+            elif key in names and known[names[key]].of_this_machine:
+                if same(value, known[names[key]].default):
+                    self.drop(key)
+                else:
+                    self.lose(key, OF_THIS_MACHINE)
             elif key in names and names[key] not in self.values:
                 self.take(key, names[key])
             elif key in names:

@@ -12,6 +12,7 @@ from backend.config.dialects.networks import settle_network
 from backend.config.dialects.reading import OPEN, Imported, Note, Reading, items_of, same
 from backend.config.messages import shown
 from backend.config.train import TrainNetwork
+from backend.errors import UserError
 
 PROGRAM = "sd-scripts"
 # Options that sd-scripts' parser takes as key=value pairs; a table of this name is no section.
@@ -113,6 +114,9 @@ REASONS = {
 }
 # Written by kohya_ss' GUI into its toml files; sd-scripts passes over them.
 PASSED_OVER = ("config_file", "output_config", "epoch", "noise_offset_type", "stop_text_encoder_training")
+PROMPT_FILES = (".txt", ".toml", ".json")
+LORA_SCRIPTS = "lora-scripts"
+LORA_SCRIPTS_KINDS = ("sd-lora", "sdxl-lora")
 BESIDE_DATASET = ("train_data_dir", "reg_data_dir", "in_json")
 
 
@@ -132,6 +136,30 @@ def read_scripts(tables: Mapping[str, Any]) -> Imported:
             text = f"is not given: {PROGRAM} would take {shown(theirs)}, here it is {shown(leaf.default)}"
             reading.notes.append(Note(name, "", text, OPEN))
     return finish(reading, f"toml of {PROGRAM}")
+
+
+def read_lora_scripts(tables: Mapping[str, Any], name: str) -> Imported:
+    """The options of a toml of lora-scripts (SD-Trainer), whose page adds some fields to sd-scripts' options.
+
+    Raises:
+        UserError: it is for another kind of training or another model family.
+    """
+    reading = reading_of(tables)
+    kind = reading.text("model_train_type")
+    if kind not in LORA_SCRIPTS_KINDS:
+        raise UserError(f"is a config of lora-scripts for {shown(kind)}, which cannot be trained here", name)
+    reading.drop("model_train_type", *PASSED_OVER)
+    prompts = reading.text("sample_prompts")
+    if prompts and not prompts.lower().endswith(PROMPT_FILES):
+        # Its page has a field for the prompts themselves.
+        if reading.text("sample_every_n_epochs") or reading.text("sample_every_n_steps"):
+            reading.prompts = prompts
+            reading.taken.append("sample_prompts")
+            reading.left.pop("sample_prompts")
+        else:
+            reading.drop("sample_prompts")
+    sort_scripts(reading, LORA_SCRIPTS)
+    return finish(reading, f"config of {LORA_SCRIPTS}")
 
 
 def reading_of(tables: Mapping[str, Any]) -> Reading:
