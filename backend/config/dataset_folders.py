@@ -64,7 +64,11 @@ def numbered_folders(folder: Path, option: str, is_reg: bool, warnings: list[str
             warnings.append(f"{path} is left out: its name does not begin with the number of repeats, as in 10_shs dog")
             continue
         subset = {"image_dir": str(path), "num_repeats": int(named[1]), "is_reg": is_reg}
-        subsets.append(subset | ({"class_tokens": named[2]} if named[2] else {}))
+        tokens = named[2] or ""
+        if tokens.encode("utf-8", "replace").decode("utf-8") != tokens:
+            warnings.append(f"{path} has no class tokens: its name is no UTF-8; rename the folder if they are needed")
+            tokens = ""
+        subsets.append(subset | ({"class_tokens": tokens} if tokens else {}))
     if not subsets:
         files = " Its files belong in such a folder." if any(entry.is_file() for entry in entries) else ""
         raise UserError(f"{folder} has no folder {NAMING}.{files}", option)
