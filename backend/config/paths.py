@@ -15,7 +15,7 @@ _FRONT = re.compile(r"\A(?:[^\S\t\r\n\v\f\x1c-\x1f]|[\ufeff\u200b-\u200f\u202a-\
 _BACK = re.compile(r"(?:[^\S\t\v\f\x1c-\x1f]|[\ufeff\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069])+\Z")
 _PAIRS = {'"': '"', "'": "'", "`": "`", "“": "”", "„": "“", "‘": "’", "«": "»", "»": "«"}
 _LONE = tuple("\"'`“”„‘«»")
-_DOUBLE = re.compile('["“”„«»]')
+_DOUBLE = re.compile(r"""["“”„«»]|['`]\s+['`]""")
 _LINE_ENDS = ("\u2028", "\u2029")
 _NAMES = {"\0": "NUL", "\t": "a tab", "\n": "a line break", "\r": "a carriage return", "\b": "a backspace"}
 _ESCAPES = tuple("\b\t\n\f\r\x1b")
@@ -112,7 +112,7 @@ def _refuse_controls(text: str) -> None:
         return
     name = _NAMES.get(letter, f"the control character {ascii(letter)[1:-1]}")
     hint = "; in double quotes of toml and JSON a backslash begins an escape: write / in place of \\, or single quotes"
-    raise ValueError(f"has {name} in it, {ascii(text[:80])}{hint if letter in _ESCAPES else '; leave it out'}")
+    raise ValueError(f"has {name} in it, {ascii(text[:200])}{hint if letter in _ESCAPES else '; leave it out'}")
 
 
 def _bytes_of(text: str) -> str:
