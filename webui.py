@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 
 from backend import serving
-from backend.errors import UserError
+from backend.errors import UserError, speak_any_name
 from backend.guard import Guard
 from backend.jobs import Jobs
 from backend.worker import GenerateWorker, has_gpu
@@ -103,6 +103,7 @@ def serve(plan: serving.Plan, workspace: Workspace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server; returns the exit code."""
+    speak_any_name()
     flags = serving.parse_flags(argv)
     try:
         plan = serving.make_plan(flags)

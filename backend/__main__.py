@@ -6,7 +6,6 @@ line, its traceback and 1.
 
 import contextlib
 import errno
-import io
 import os
 import sys
 import traceback
@@ -16,7 +15,7 @@ from backend import events
 from backend.commands import ALIASES, COMMANDS, find
 from backend.config.base import from_argv
 from backend.config.declare import heading
-from backend.errors import ConfigError, UserError, one_line
+from backend.errors import ConfigError, UserError, one_line, speak_any_name
 from backend.lean import OPTIONAL, out_of_sight, uncollected
 from backend.processes import place
 from backend.workspace import PROJECT
@@ -112,7 +111,7 @@ def main(argv: list[str], lean: bool = False) -> int:
         argv: the words after `python -m backend`.
         lean: this process is the command's alone, so that what it has no use for can be kept out of it.
     """
-    _speak_any_name()
+    speak_any_name()
     with Reported() as reported:
         if not argv or argv[0] in ("-h", "--help", "help"):
             sys.stdout.write(overview())
@@ -131,13 +130,6 @@ def main(argv: list[str], lean: bool = False) -> int:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
-
-
-def _speak_any_name() -> None:
-    """Have what the terminal's encoding lacks escaped, rather than end the command with a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _say(message: str) -> None:

@@ -1,7 +1,9 @@
 """The errors that a user is meant to read: one line each, naming the field and the remedy."""
 
 import errno
+import io
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +14,13 @@ _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 def one_line(text: str) -> str:
     """A text on one line that every terminal and page can show: other characters as Python writes them, `\\n` say."""
     return _UNSEEN.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def speak_any_name() -> None:
+    """Have what the terminal's encoding lacks escaped, rather than end the process with a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class UserError(Exception):

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from backend.config.dataset import PIXELS, DatasetConfig, DatasetOptions, SubsetOptions
 from backend.config.dataset_folders import dataset_of
 from backend.config.declare import section_leaves
+from backend.config.paths import likely_path
 from backend.config.training.data import Data
 from backend.errors import UserError, workspace_errors
 from backend.workspace import DATASET_FILE, PROJECT, Workspace, slug
@@ -114,7 +115,7 @@ def open_dataset(workspace: Workspace, path: str, flags: Mapping[str, Any] | Non
     """
     if not path or not path.strip():
         raise UserError("choose a dataset, or upload pictures", "dataset_config")
-    file = Path(path).expanduser()
+    file = likely_path(path)
     config = DatasetConfig.load(file, flags)
     return Dataset(file, config, _is_own(workspace, file, config))
 

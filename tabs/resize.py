@@ -10,6 +10,7 @@ from gradio.components import Component
 
 from backend.config import base
 from backend.config.base import Leaf
+from backend.config.paths import likely_path
 from backend.config.tools import ResizeImages
 from backend.errors import UserError
 from backend.serving import Services
@@ -84,13 +85,13 @@ def outcome(source: str | None, sizes: str, divisible_by: float | None) -> str:
         wanted = _sizes({"max_resolution": sizes.split(), "divisible_by": int(divisible_by or 1)})
     except UserError:
         return '<div class="hint">Give sizes such as 512x512 to see what they make of the pictures.</div>'
-    folder = str(PROJECT / Path(source).expanduser()) if source and source.strip() else ""
+    folder = str(PROJECT / likely_path(source)) if source and source.strip() else ""
     return preview_html(folder, wanted, int(divisible_by or 1))
 
 
 def target_folder(workspace: Workspace, text: str) -> Path:
     """Where the pictures go: into a dataset of this name, or to the folder if it is a path."""
-    return Path(text).expanduser() if is_path(text) else workspace.datasets / text / datasets.FOLDER
+    return likely_path(text) if is_path(text) else workspace.datasets / text / datasets.FOLDER
 
 
 def is_path(text: str) -> bool:
@@ -101,7 +102,7 @@ def is_path(text: str) -> bool:
 def check(workspace: Workspace, values: Values) -> dict[str, str]:
     """What is wrong with source and destination."""
     found = {}
-    source = PROJECT / Path(str(values.get("src") or "")).expanduser()
+    source = PROJECT / likely_path(str(values.get("src") or ""))
     if values.get("src") and not pictures_in(source):
         found["src"] = "there are no pictures in this folder; choose another"
     name = str(values.get("dst") or "")

@@ -11,6 +11,7 @@ import gradio as gr
 
 from backend.config import base
 from backend.config.base import Command, leaves
+from backend.config.paths import likely_path
 from backend.errors import ConfigError, UserError
 from backend.serving import Services
 from backend.workspace import PROJECT, WEIGHTS, Workspace
@@ -184,7 +185,7 @@ def missing_files(config: type[Command], values: Values) -> dict[str, str]:
 
 def missing_file(text: str, folder: bool) -> str:
     """What is wrong with a path of weights, or of a folder with a model; "" if nothing is."""
-    path = PROJECT / Path(text).expanduser()
+    path = PROJECT / likely_path(text)
     try:
         if path.is_file():
             return "" if path.suffix.lower() in WEIGHTS else f"{text} is none of {', '.join(WEIGHTS)}"

@@ -13,6 +13,7 @@ from gradio.components import Component
 
 from backend.config import base, presets
 from backend.config.base import Command, Leaf
+from backend.config.paths import likely_path
 from backend.config.train import TrainNetwork
 from backend.errors import ConfigError, UserError
 from backend.serving import Services
@@ -133,7 +134,7 @@ def check(workspace: Workspace, values: Mapping[str, Any], settings: Mapping[str
     problems = base.problems(TrainNetwork, values, own)
     if values.get("resume") and "resume" not in problems:
         try:
-            check_state(Path(str(values["resume"])).expanduser())
+            check_state(likely_path(str(values["resume"])))
         except UserError as error:
             problems |= dict(problems_of(error))
     if problems.keys() & {"dataset_config", "train_data_dir", "reg_data_dir"}:

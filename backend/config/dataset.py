@@ -15,9 +15,11 @@ from pydantic import Field, field_validator, model_validator
 from backend.config.choices import INTERPOLATION_SPELLINGS, Interpolation
 from backend.config.dataset_reader import Reader
 from backend.config.declare import Option, Section, reject, section_leaves
+from backend.config.dialects.programs import advice, program_of
 from backend.config.messages import shown
 from backend.config.paths import meant_path
 from backend.config.toml import load, load_json, loads
+from backend.errors import UserError
 
 ADVANCED = Option(advanced=True)
 PIXELS = 8  # one latent pixel
@@ -281,7 +283,10 @@ class DatasetConfig:
             ConfigError: with every wrong key and value, and the table it stands in.
         """
         read = load_json if Path(path).suffix.lower() == ".json" else load
-        return cls.from_tables(read(path, "dataset_config"), Path(path).name, defaults)
+        tables = read(path, "dataset_config")
+        if program := program_of(tables):
+            raise UserError(advice(program, path), "dataset_config")
+        return cls.from_tables(tables, Path(path).name, defaults)
 
     @classmethod
     def loads(cls, text: str, source: str = "the dataset toml") -> "DatasetConfig":

@@ -27,6 +27,8 @@ from backend.config.paths import checked_text, meant_name, meant_path
 from backend.errors import one_line
 
 KINDS = {bool: "bool", int: "int", float: "float", str: "str", Path: "path"}
+# The largest whole number where an option has no bound of its own: what counts and sizes are made of.
+LARGEST = 2**31 - 1
 # Texts that name a file or folder, though they may name a model on the hub too.
 OF_FILES = ("model", "checkpoint", "file", "folder")
 
@@ -174,6 +176,8 @@ def plain_value(leaf: Leaf, value: Any) -> Any:
         return tuple(plain_value(leaf.element, item) for item in value)
     if leaf.kind == "table" and isinstance(value, str | list | tuple | Mapping):
         _check_texts(value)
+    if leaf.kind == "int" and type(value) is int and leaf.le is None and value > LARGEST:
+        raise ValueError(f"must be at most {LARGEST}, got {value}")
     if not isinstance(value, str):
         return spelled(leaf, value)
     if leaf.kind == "path":

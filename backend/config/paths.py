@@ -8,6 +8,7 @@ called ` /data` or `"C:\\pictures"`. What is really there under an odd name stay
 import os
 import re
 import unicodedata
+from pathlib import Path
 from urllib.parse import unquote
 
 # What comes along at the ends when a path is copied: blanks, marks of byte order and of the direction of writing.
@@ -58,6 +59,14 @@ def meant_path(text: str) -> str:
     if not os.path.lexists(told) and not _WINDOWS:
         _refuse_guesses(told)
     return _writable(told)
+
+
+def likely_path(text: str) -> Path:
+    """What a text means as a path, for a look at what is there; one that is refused elsewhere is taken as it is."""
+    try:
+        return Path(meant_path(text))
+    except ValueError:
+        return Path(text)
 
 
 def meant_name(text: str) -> str:

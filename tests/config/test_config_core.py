@@ -142,6 +142,8 @@ def test_a_resolved_config_is_frozen():
         ({"training_comment": 3}, "must be text, got 3"),
         ({"mixed_precision": "fp99"}, 'must be one of no, fp16, bf16, got "fp99"'),
         ({"network_args": 3}, 'must be a table or a list of "key=value"'),
+        ({"network_dim": 2**31}, "must be at most 2147483647, got 2147483648"),
+        ({"max_train_steps": 2**64}, "must be at most 2147483647, got 18446744073709551616"),
         ({"seed": -1}, "must be from 0 to 9223372036854775807, got -1"),
     ],
 )

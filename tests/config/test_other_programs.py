@@ -330,6 +330,13 @@ def test_a_config_file_of_a_program_that_is_taken_over_says_how(name, tmp_path, 
     assert tomllib.loads(target.read_text())
 
 
+@pytest.mark.parametrize("name", ["easy.toml", "musubi.toml"])
+def test_another_programs_config_is_no_dataset(name, tmp_path):
+    (tmp_path / name).write_text(EASY if name == "easy.toml" else FOREIGN[name][0])
+    with pytest.raises(UserError, match="dataset_config: is a config of (LoRA_Easy|musubi)"):
+        DatasetConfig.load(tmp_path / name)
+
+
 def test_our_own_configs_are_nobody_elses():
     values = {"output_dir": "o", "optimizer_type": "AdamW", "network_dim": 4, "resolution": "512"}
     assert program_of(tomllib.loads(to_toml(values, TrainNetwork))) is None
