@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from backend import preflight
 from backend.config import base, presets
 from backend.config.base import Command, Leaf
 from backend.config.train import TrainNetwork
@@ -131,6 +132,7 @@ def check(workspace: Workspace, values: Mapping[str, Any], settings: Mapping[str
     """Everything that is wrong with a form and its dataset, by field; the dataset's settings are written on the way."""
     own = {"output_dir": str(workspace.jobs)}
     problems = base.problems(TrainNetwork, values, own)
+    problems |= {name: text for name, text in _seen(values).items() if name not in problems}
     if values.get("resume") and "resume" not in problems:
         try:
             check_state(Path(str(values["resume"])).expanduser())
@@ -145,6 +147,12 @@ def check(workspace: Workspace, values: Mapping[str, Any], settings: Mapping[str
     except UserError as error:
         problems |= dict(problems_of(error))
     return problems
+
+
+def _seen(values: Mapping[str, Any]) -> dict[str, str]:
+    """What can be seen to be wrong with the files that a form names; its dataset and state are judged by themselves."""
+    own = ("dataset_config", "train_data_dir", "reg_data_dir", "in_json", "resume")
+    return preflight.problems(TrainNetwork, {name: value for name, value in values.items() if name not in own})
 
 
 def _check_dataset(

@@ -1,0 +1,146 @@
+"""What can be seen to be wrong with a command before it is queued: files that are not there, sizes that cannot fit.
+
+The page asks to mark the field, the launcher asks again for whoever comes another way. Knows no torch, reads no
+tensors, asks no network.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from backend.config.declare import Command, leaves
+from backend.fitting import prompts_problem
+from backend.workspace import LORA, PROJECT, WEIGHTS, kind_of
+
+# What a command writes is not looked for.
+WRITTEN = ("output_dir", "outdir", "logging_dir", "dst", "save_to", "dataset_toml")
+LORA_FILES = ("network_weights", "base_weights")
+# A PEFT adapter: its folder, or its weights beside their config.
+ADAPTER, ADAPTER_SUFFIX = "adapter_config.json", ".bin"
+_NAME = r"[A-Za-z0-9][\w.-]*"
+_REPO = re.compile(rf"{_NAME}/{_NAME}")
+
+
+def problems(command_class: type[Command], values: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with a command's values beyond what its config says, by option.
+
+    Args:
+        command_class: whose options they are.
+        values: by option name; those that are not given are not judged.
+    """
+    found: dict[str, str] = {}
+    for name, leaf in leaves(command_class).items():
+        judge = _judge_of(name, leaf.widget)
+        given = values.get(name)
+        if judge is None or not given:
+            continue
+        for one in given if isinstance(given, tuple | list) else [given]:
+            text = judge(str(one))
+            if text:
+                found.setdefault(name, text)
+    if values.get("sample_prompts") and "sample_prompts" not in found:
+        model = str(values.get("pretrained_model_name_or_path") or "")
+        text = prompts_problem(str(values["sample_prompts"]), model)
+        if text:
+            found["sample_prompts"] = text
+    return found
+
+
+def _judge_of(name: str, widget: str) -> Callable[[str], str] | None:
+    if name in WRITTEN:
+        return None
+    if name in LORA_FILES or widget in ("lora", "loras"):
+        return lora_problem
+    return {
+        "model": model_problem,
+        "checkpoint": checkpoint_problem,
+        "file": file_problem,
+        "dataset": file_problem,
+        "folder": folder_problem,
+    }.get(widget)
+
+
+def model_problem(text: str) -> str:
+    """What is wrong with a model that may also be a name on the hub; "" if nothing can be seen to be."""
+    return _weights_problem(text, hub=True)
+
+
+def checkpoint_problem(text: str) -> str:
+    """What is wrong with a model that must be on this machine; "" if nothing can be seen to be."""
+    return _weights_problem(text, hub=False)
+
+
+def _weights_problem(text: str, hub: bool) -> str:
+    path = _path(text)
+    if path is None:
+        return _no_path(text)
+    if path.is_file():
+        if path.suffix.lower() not in (*WEIGHTS, ADAPTER_SUFFIX):
+            return f"{text} is none of {', '.join(WEIGHTS)}"
+        return f"{text} is a LoRA, not a model; choose a model" if kind_of(path) == LORA else ""
+    if path.is_dir():
+        parts = ("model_index.json", "config.json", "unet")
+        return "" if any((path / part).exists() for part in parts) else f"{text} is no Diffusers folder"
+    if hub and is_hub_name(text):
+        return ""
+    more = "choose one of the list, or give a path, or org/repo for the hub" if hub else "choose another"
+    return f"there is no file or folder {text}; {more}"
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a text that is no path here reads as `org/repo` or `org/repo/file.safetensors`."""
+    pieces = text.split("/")
+    # A misspelt path below a folder that exists is no name on the hub.
+    if (PROJECT / pieces[0]).is_dir() or ".." in pieces:
+        return False
+    if not text.lower().endswith(WEIGHTS):
+        return bool(_REPO.fullmatch(text))
+    return len(pieces) >= 3 and bool(_REPO.fullmatch("/".join(pieces[:2])))
+
+
+def lora_problem(text: str) -> str:
+    """What is wrong with the path of a LoRA; "" if nothing can be seen to be."""
+    path = _path(text)
+    if path is None:
+        return _no_path(text)
+    if path.is_file():
+        known = path.suffix.lower() in (*WEIGHTS, ADAPTER_SUFFIX)
+        return "" if known else f"{text} is none of {', '.join(WEIGHTS)}"
+    if path.is_dir():
+        return "" if (path / ADAPTER).is_file() else f"{text} is a folder without {ADAPTER}; choose a file"
+    return f"there is no file {text}; choose another"
+
+
+def file_problem(text: str) -> str:
+    """Whether a file is there; "" if it is."""
+    path = _path(text)
+    if path is None:
+        return _no_path(text)
+    if path.is_dir():
+        return f"{text} is a folder; name a file"
+    return "" if path.exists() else f"there is no file {text}; choose another"
+
+
+def folder_problem(text: str) -> str:
+    """Whether a folder is there; "" if it is."""
+    path = _path(text)
+    if path is None:
+        return _no_path(text)
+    return "" if path.is_dir() else f"there is no folder {text}; choose another"
+
+
+def _path(text: str) -> Path | None:
+    """Where a path of a config lies: commands run from the project's root. None for what can be no path."""
+    try:
+        path = PROJECT / Path(text).expanduser()
+        path.stat()
+    except FileNotFoundError:
+        return path
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return path
+
+
+def _no_path(text: str) -> str:
+    return f"{text[:80]!r} cannot be read as a path; choose another"
