@@ -6,9 +6,11 @@ Knows no torch. What is let through may still be too much: only what cannot fit 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from backend import gpus
 from backend.bounded import CONFIG_BYTES, read_json, read_text, read_toml, split_lines
 from backend.errors import UserError
 from backend.tables.sizes import FULL_SIZE
@@ -18,9 +20,10 @@ from backend.workspace import PROJECT
 GRID = 8
 # A picture is opened again to be shown, and the library for that takes larger ones for an attack.
 MOST_PIXELS = 80_000_000
-# What one pixel takes while it is decoded, in bytes for each channel of the U-Net's first level: feature maps of the VAE
-# in float32, 256 and 128 wide where the U-Net begins with 320. Measured with Stable Diffusion 1's: 3600 bytes a pixel.
-PIXEL_BYTES = 10
+# What one pixel takes while it is decoded on a CPU, in bytes for each channel of the U-Net's first level: feature maps
+# of the VAE in float32, 256 and 128 wide where the U-Net begins with 320. Measured with Stable Diffusion 1's: 3600.
+# A GPU whose memory is full decodes in tiles, so there the U-Net's own maps in float16 are what must fit.
+PIXEL_BYTES, GPU_PIXEL_BYTES = 10, 2
 _PROMPT_SIZE = re.compile(r"\s--([wh])\s+(\S+)", re.IGNORECASE)
 _SIDES = {"w": "width", "h": "height"}
 _RESOLUTION = {"sd1": 512, "sd2": 768, "sdxl": 1024}
@@ -28,10 +31,31 @@ _RESOLUTION = {"sd1": 512, "sd2": 768, "sdxl": 1024}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that can be had, and in words where."""
+    """What pictures are drawn in.
+
+    Attributes:
+        free: bytes that can be had.
+        words: what they are.
+        pixel_bytes: what a pixel takes for each channel of the U-Net's first level.
+    """
 
     free: int
-    place: str = "memory"
+    words: str = "of memory that are free"
+    pixel_bytes: int = PIXEL_BYTES
+
+
+@lru_cache(maxsize=1)
+def gpu_memory() -> Memory | None:
+    """The memory of the GPU that runs will use; None without one, or where nobody tells."""
+    if not gpus.verdict().usable:
+        return None
+    sizes = [card.memory for card in gpus.look().cards if card.memory is not None]
+    return Memory(max(sizes) * 2**20, "of the GPU", GPU_PIXEL_BYTES) if sizes else None
+
+
+def drawing_memory() -> Memory | None:
+    """The memory that pictures are drawn in; None where it is not known how much there is."""
+    return gpu_memory() if gpus.verdict().usable else machine_memory()
 
 
 def machine_memory(root: Path = Path("/")) -> Memory | None:
@@ -79,7 +103,7 @@ def size_problems(
             found[name] = f"{value} is not a multiple of {GRID}; take {_nearest(value)}"
     if found or (width is None and height is None):
         return found
-    memory = memory or machine_memory()
+    memory = memory or drawing_memory()
     most = most_pixels(model, memory)
     sides = {"width": width or _own_side(model, height), "height": height or _own_side(model, width)}
     if sides["width"] * sides["height"] <= most:
@@ -88,7 +112,7 @@ def size_problems(
     side = int(most**0.5) // GRID * GRID
     message = f"{sides['width']} x {sides['height']} is too large: {side} x {side} is the most that fits"
     if memory is not None and most < MOST_PIXELS:
-        message += f" into the {memory.free / 1e9:.1f} GB of {memory.place} that are free"
+        message += f" into the {memory.free / 1e9:.1f} GB {memory.words}"
     return {max(given, key=sides.__getitem__): f"{message}, or another size of {most / 1e6:.1f} megapixels"}
 
 
@@ -96,7 +120,7 @@ def most_pixels(model: str, memory: Memory | None) -> int:
     """The largest area of a picture that is let through."""
     if memory is None:
         return MOST_PIXELS
-    return min(MOST_PIXELS, memory.free // (PIXEL_BYTES * find_widths(model).widths.unet.channels[0]))
+    return min(MOST_PIXELS, memory.free // (memory.pixel_bytes * find_widths(model).widths.unet.channels[0]))
 
 
 def _own_side(model: str, other: int | None) -> int:
@@ -122,7 +146,7 @@ def prompts_problem(text: str, model: str, memory: Memory | None = None) -> str:
         model: which draws them.
         memory: what there is; None asks the machine.
     """
-    memory = memory or machine_memory()
+    memory = memory or drawing_memory()
     path = PROJECT / Path(text).expanduser()
     try:
         for place, sides in _prompt_sizes(path):

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from backend.config.declare import Command, leaves
+from backend.errors import UserError
 from backend.fitting import prompts_problem
+from backend.header import read_header
+from backend.tables.identity import title_of
+from backend.tables.sizes import FULL_SIZE
+from backend.tables.widths import find_widths
 from backend.workspace import LORA, PROJECT, WEIGHTS, kind_of
 
 # What a command writes is not looked for.
@@ -18,6 +23,9 @@ WRITTEN = ("output_dir", "outdir", "logging_dir", "dst", "save_to", "dataset_tom
 LORA_FILES = ("network_weights", "base_weights")
 # A PEFT adapter: its folder, or its weights beside their config.
 ADAPTER, ADAPTER_SUFFIX = "adapter_config.json", ".bin"
+# The options that name the model which LoRAs are used with.
+MODELS = ("pretrained_model_name_or_path", "sd_model", "ckpt")
+_SEES_TEXT = re.compile(r"attn2[._]to_[kv][._].*(?:lora_down|lora_A|lora\.down)\b")
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _REPO = re.compile(rf"{_NAME}/{_NAME}")
 
@@ -44,7 +52,48 @@ def problems(command_class: type[Command], values: Mapping[str, Any]) -> dict[st
         text = prompts_problem(str(values["sample_prompts"]), model)
         if text:
             found["sample_prompts"] = text
+    return found | {name: text for name, text in _families(values).items() if name not in found}
+
+
+def _families(values: Mapping[str, Any]) -> dict[str, str]:
+    """The options whose LoRAs are for a model of another family than the one that they are to be used with."""
+    model = next((str(values[name]) for name in MODELS if values.get(name)), "")
+    found = {}
+    for name in (*LORA_FILES, "models"):
+        given = values.get(name) or ()
+        for one in given if isinstance(given, tuple | list) else [given]:
+            text = family_problem(str(one), model) if model else ""
+            if text:
+                found.setdefault(name, text)
     return found
+
+
+def family_problem(lora: str, model: str) -> str:
+    """One sentence where a LoRA is for a model of another family; "" where it is not, or where that cannot be seen.
+
+    Told by the width of the text that the U-Net's attention sees, in the shapes of the LoRA's tensors.
+    """
+    path = _path(lora)
+    known = find_widths(model)
+    if path is None or path.suffix.lower() != ".safetensors" or not path.is_file() or not known.is_own:
+        return ""
+    try:
+        tensors = read_header(path).tensors
+    except UserError:
+        return ""
+    wide = {info.shape[1] for name, info in tensors.items() if len(info.shape) > 1 and _SEES_TEXT.search(name)}
+    theirs = known.widths.unet.cross
+    if not wide or theirs in wide:
+        return ""
+    return (
+        f"{path.name} is for {_family_of(min(wide))}, and the model is {_family_of(theirs)}; choose a LoRA that was "
+        "made for it"
+    )
+
+
+def _family_of(cross: int) -> str:
+    known = {one.unet.cross: family for family, one in FULL_SIZE.items()}
+    return title_of(known[cross]) if cross in known else f"one with a text of width {cross}"
 
 
 def _judge_of(name: str, widget: str) -> Callable[[str], str] | None:

@@ -235,7 +235,7 @@ class Form:
         return [name for name in self.widgets if name in grouped]
 
 
-def marked(problem: str | None, help_text: str, *classes: str) -> dict[str, Any]:
+def marked(problem: str | None, help_text: str | None, *classes: str) -> dict[str, Any]:
     """The update of a widget that shows a problem in place of its help, or takes one away."""
     kept = ["option", *classes]
     if problem is None:

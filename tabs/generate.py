@@ -15,7 +15,8 @@ from backend.errors import UserError
 from backend.serving import Services
 from backend.workspace import DEMO_MODEL, PROJECT, Workspace
 from tabs import datasets, train
-from tabs.drawing import Canvas, run
+from tabs.drawing import MARKED, Canvas, Desk, cancel, run
+from tabs.redraw import draw_keys
 from tabs.slots import MAX_LORAS, Slot, draw_slot, lora_choices
 from tabs.text import empty
 
@@ -53,6 +54,7 @@ class Result:
     parameters: gr.Textbox
     download: gr.DownloadButton
     history: gr.Gallery
+    cancel: gr.Button
 
     @property
     def outputs(self) -> list[Any]:
@@ -81,7 +83,14 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
     with gr.Row(elem_id="generate-columns"):
         with gr.Column(scale=5, min_width=400):
             model, prompt, negative = _draw_prompt(services)
-            generate = gr.Button("Generate", variant="primary", size="lg", elem_id="generate")
+            with gr.Row(elem_classes=["run-buttons"]):
+                generate = gr.Button(
+                    "Generate", variant="primary", size="lg", scale=4, min_width=110, elem_id="generate"
+                )
+                stop = gr.Button(
+                    "Cancel", variant="stop", size="lg", scale=1, min_width=90, interactive=False, elem_id="cancel"
+                )
+            again = draw_keys()
             with gr.Accordion("LoRA", open=True, elem_classes=["section"], elem_id="loras"):
                 path, known = newest(services), lora_choices(services.jobs, services.workspace)
                 nothing = gr.HTML(empty(*NO_LORA), visible=not known)
@@ -90,10 +99,10 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
                 add = gr.Button("Add a LoRA", size="sm", elem_id="lora-add")
             settings = _draw_settings(services.workspace, model, prompt, negative)
         with gr.Column(scale=5, min_width=400):
-            result = _draw_result()
+            result = _draw_result(stop)
     rows = gr.State(Rows(own=path))
     _connect_rows(services, (page, tab), rows, (nothing, slots, add))
-    _connect_pictures(services, generate, settings, (slots, result))
+    _connect_pictures(services, (generate, again), settings, (slots, result))
     gr.on(
         [page.load, tab.select],
         lambda: gr.update(choices=services.workspace.list_models()),
@@ -118,7 +127,8 @@ def _draw_prompt(services: Services) -> tuple[gr.Dropdown, gr.Textbox, gr.Textbo
             known,
             value=DEMO_MODEL,
             label="Model",
-            info="A model of the workspace, a path, or a hub name (org/repo, or org/repo/file.safetensors).",
+            info=MARKED["model"],
+            elem_classes=["option"],
             allow_custom_value=True,
             elem_id="generate-model",
             interactive=True,
@@ -130,6 +140,7 @@ def _draw_prompt(services: Services) -> tuple[gr.Dropdown, gr.Textbox, gr.Textbo
             lines=2,
             max_lines=6,
             elem_id="prompt",
+            elem_classes=["option"],
             interactive=True,
         )
         negative = gr.Textbox(
@@ -175,7 +186,14 @@ def _draw_settings(workspace: Workspace, model: gr.Dropdown, prompt: gr.Textbox,
         with gr.Row():
             # Text, because a number that is empty from the start shows as 0.
             width, height, seed = (
-                gr.Textbox(label=label, placeholder=unset, elem_id=f"generate-{label.lower()}", max_lines=1, **common)
+                gr.Textbox(
+                    label=label,
+                    placeholder=unset,
+                    elem_id=f"generate-{label.lower()}",
+                    elem_classes=["option"],
+                    max_lines=1,
+                    **common,
+                )
                 for label, unset in (("Width", "the model's"), ("Height", "the model's"), ("Seed", "a new one"))
             )
             sampler = gr.Dropdown(
@@ -207,7 +225,7 @@ def _draw_settings(workspace: Workspace, model: gr.Dropdown, prompt: gr.Textbox,
     return Settings(model, prompt, negative, width, height, steps, scale, sampler, seed)
 
 
-def _draw_result() -> Result:
+def _draw_result(cancel: gr.Button) -> Result:
     status = gr.HTML(empty(*IDLE), elem_id="generate-status", padding=False)
     picture = gr.Image(
         show_label=False,
@@ -240,7 +258,7 @@ def _draw_result() -> Result:
         visible=False,
         elem_id="history",
     )
-    return Result(gr.State(Canvas()), status, picture, parameters, download, history)
+    return Result(gr.State(Canvas()), status, picture, parameters, download, history, cancel)
 
 
 def _connect_rows(
@@ -300,28 +318,37 @@ def _connect_rows(
 
 
 def _connect_pictures(
-    services: Services, generate: gr.Button, settings: Settings, rest: tuple[list[Slot], Result]
+    services: Services, buttons: tuple[gr.Button, gr.Button], settings: Settings, rest: tuple[list[Slot], Result]
 ) -> None:
-    """Generate draws a picture, a released slider draws it again. A row that is not shown has no file."""
+    """Generate draws a picture, whatever is changed by hand draws it again. A row that is not shown has no file."""
     slots, result = rest
+    generate, again = buttons
+    desk = Desk()
 
-    def press(canvas: Canvas, *shown: Any) -> Iterator[list[Any]]:
-        yield from run(services, canvas, shown, again=False)
+    def press(request: gr.Request, canvas: Canvas, *shown: Any) -> Iterator[list[Any]]:
+        yield from run(services, desk, str(request.session_hash), canvas, shown, again=False)
 
-    def release(canvas: Canvas, *shown: Any) -> Iterator[list[Any]]:
-        yield from run(services, canvas, shown, again=True)
+    def release(request: gr.Request, canvas: Canvas, *shown: Any) -> Iterator[list[Any]]:
+        yield from run(services, desk, str(request.session_hash), canvas, shown, again=True)
 
     said = [*(slot.file for slot in slots), *(slot.slider for slot in slots)]
     inputs = [result.canvas, *settings.inputs, *said]
+    outputs = [*result.outputs, *(getattr(settings, name) for name in MARKED)]
     common: dict[str, Any] = {
         "show_progress": "hidden",
         "trigger_mode": "always_last",
         "concurrency_id": "generate",
         "concurrency_limit": 1,
     }
-    gr.on([generate.click, settings.prompt.submit], press, inputs, result.outputs, api_name="generate", **common)
-    releases = [slot.slider.release for slot in slots]
-    gr.on(releases, release, inputs, result.outputs, api_name="generate_again", **common)
+    gr.on([generate.click, settings.prompt.submit], press, inputs, outputs, api_name="generate", **common)
+    again.click(release, inputs, outputs, api_name="generate_again", **common)
+
+    def stop(request: gr.Request) -> None:
+        cancel(services, desk, str(request.session_hash))
+
+    result.cancel.click(
+        stop, None, None, show_progress="hidden", api_name="generate_cancel", api_visibility="private", queue=False
+    )
 
 
 def renewed(rows: Rows, paths: Sequence[str | None], newest_path: str | None) -> tuple[Rows, int | None]:
