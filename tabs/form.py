@@ -13,10 +13,12 @@ import gradio as gr
 from gradio.components import Component
 
 from backend.config.base import Command, Leaf, leaves, parse_text
+from tabs.text import empty
 
 # Above this a browser's numbers are no longer exact.
 EXACT = 2**53
 UNSET = "unset"
+NO_HIT = "Try another word, or a part of it; an empty field shows every option again."
 
 
 def plain(update: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,6 +225,11 @@ class Form:
         ]
         return accordions + [gr.update(visible=True if name in hits else "hidden") for name in self._found]
 
+    def finds(self, query: str) -> bool:
+        """Whether a search leaves any option to be seen."""
+        hits = {name for name, leaf in self.leaves.items() if _matches(leaf, query.lower().split())}
+        return any(hits & set(names) for _, names, _ in self.groups)
+
     @property
     def searched(self) -> list[Any]:
         """What `search` updates."""
@@ -296,8 +303,19 @@ def draw_search(form: Form) -> None:
         elem_id="find-option",
         max_lines=1,
     )
+    nothing = gr.HTML(elem_id="find-nothing", padding=False)
+
+    def find(words: str) -> list[Any]:
+        said = "" if form.finds(words) else empty(f"No option has “{words.strip()}” in its name or help", NO_HIT)
+        return [said, *form.search(words)]
+
     query.change(
-        form.search, query, form.searched, show_progress="hidden", api_name="find_option", api_visibility="private"
+        find,
+        query,
+        [nothing, *form.searched],
+        show_progress="hidden",
+        api_name="find_option",
+        api_visibility="private",
     )
 
 

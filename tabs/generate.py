@@ -17,7 +17,7 @@ from backend.workspace import DEMO_MODEL, PROJECT, Workspace
 from tabs import datasets, train
 from tabs.drawing import MARKED, Canvas, Desk, cancel, run
 from tabs.redraw import draw_keys
-from tabs.slots import MAX_LORAS, Slot, draw_slot, lora_choices
+from tabs.slots import MAX_LORAS, Slot, add_button, draw_slot, lora_choices
 from tabs.text import empty
 
 LEAVES = leaves(GenImg)
@@ -284,8 +284,7 @@ def _connect_rows(
 
     def more(now: Rows) -> list[Any]:
         if all(now.shown):
-            gr.Info(f"{MAX_LORAS} LoRAs at most.")
-            return [gr.skip()] * (1 + 3 * len(slots))
+            return [gr.skip()] * (2 + 3 * len(slots))
         place = now.shown.index(False)
         now = replace(now, shown=tuple(shown or number == place for number, shown in enumerate(now.shown)))
         known = lora_choices(services.jobs, services.workspace)
@@ -293,11 +292,11 @@ def _connect_rows(
         fresh = (gr.update(visible=bool(known)), gr.update(choices=known, value=newest(services)), gr.update(value=1.0))
         for column, update in zip(updates, fresh, strict=True):
             column[place] = update
-        return [now, *updates[0], *updates[1], *updates[2]]
+        return [now, add_button(now.shown), *updates[0], *updates[1], *updates[2]]
 
     def less(place: int, now: Rows) -> list[Any]:
         now = replace(now, shown=tuple(shown and number != place for number, shown in enumerate(now.shown)))
-        return [now, gr.update(visible=False), gr.update(value=None)]
+        return [now, add_button(now.shown), gr.update(visible=False), gr.update(value=None)]
 
     outlines, sliders = [slot.row for slot in slots], [slot.slider for slot in slots]
     page, tab = opened_by
@@ -311,9 +310,9 @@ def _connect_rows(
         api_name="generate_opened",
         **private,
     )
-    add.click(more, rows, [rows, *outlines, *files, *sliders], api_name="lora_add", **private)
+    add.click(more, rows, [rows, add, *outlines, *files, *sliders], api_name="lora_add", **private)
     for number, slot in enumerate(slots):
-        outputs = [rows, slot.row, slot.file]
+        outputs = [rows, add, slot.row, slot.file]
         slot.remove.click(partial(less, number), rows, outputs, api_name=f"lora_remove_{number}", **private)
 
 

@@ -22,6 +22,8 @@ from tabs.text import complaint, notice
 IMPORT_BYTES = 1024 * 1024
 FORMATS = """<div class="hint">Import reads a toml of ours or of sd-scripts, a JSON of kohya_ss' GUI, and how a LoRA
 file (.safetensors) was trained.</div>"""
+# What the row asks about: what is to be done, and the preset's name.
+NOTHING, REPLACE, DELETE = ("", ""), "replace", "delete"
 # The text comes from the server, the file is made by the browser: no path is involved.
 DOWNLOAD = """(name, text) => {
   const link = document.createElement('a');
@@ -48,6 +50,7 @@ class PresetRow:
     confirm: gr.Row
     really: gr.Button
     keep: gr.Button
+    asked: gr.State
     answer: gr.HTML
     export_name: gr.Textbox
     export_text: gr.Textbox
@@ -96,14 +99,15 @@ def draw_preset_row(
                 files = _draw_files(prefix, foreign)
         if foreign:
             gr.HTML(FORMATS, padding=False)
+        answer = gr.HTML(elem_id=f"{prefix}preset-answer", padding=False)
         with gr.Row(visible=False, elem_id=f"{prefix}preset-confirm") as confirm:
             really = gr.Button("Delete it for good", variant="stop", size="sm", elem_id=f"{prefix}preset-really")
             keep = gr.Button("Keep it", size="sm", elem_id=f"{prefix}preset-keep")
-        answer = gr.HTML(elem_id=f"{prefix}preset-answer", padding=False)
+        asked = gr.State(NOTHING)
         export_name, export_text = gr.Textbox(visible=False), gr.Textbox(visible=False)
     return PresetRow(
         *(choice, name, load, save, rename, delete, *files),
-        *(confirm, really, keep, answer, export_name, export_text),
+        *(confirm, really, keep, asked, answer, export_name, export_text),
     )
 
 
@@ -147,12 +151,40 @@ def connect_presets(services: Services, row: PresetRow, form: Form) -> None:
         except UserError as error:
             return [complaint(error), *unfilled]
 
+    # Each gives updates of `answers`.
     def save(name: str, *shown: Any) -> list[Any]:
         try:
+            taken = presets.existing(kind, name, root)
+            if taken is not None:
+                told = f"There is a preset {taken.name} already. Replace it, or give another name."
+                return [notice(told), gr.skip(), *ask(REPLACE, taken.name)]
             preset = presets.save(kind, name, read_changed(form, shown), root)
         except UserError as error:
-            return [complaint(error), gr.skip()]
-        return [notice(f"Saved as {preset.name}."), chosen(preset.name)]
+            return [complaint(error), gr.skip(), *hidden()]
+        return [notice(f"Saved as {preset.name}."), chosen(preset.name), *hidden()]
+
+    def really(asked: tuple[str, str], *shown: Any) -> list[Any]:
+        what, name = asked
+        try:
+            if what == REPLACE:
+                presets.save(kind, name, read_changed(form, shown), root)
+            elif what == DELETE:
+                presets.delete(kind, name, root)
+            else:
+                raise UserError("press Save or Delete first", "preset")
+        except UserError as error:
+            return [complaint(error), gr.skip(), *hidden()]
+        if what == DELETE:
+            return [notice(f"{name} is deleted."), chosen(None), *hidden()]
+        return [notice(f"{name} is replaced by what the form says."), chosen(name), *hidden()]
+
+    def ask_delete(name: str | None) -> list[Any]:
+        try:
+            if not name or presets.existing(kind, name, root) is None:
+                raise UserError("choose a preset of your own first", "preset")
+        except UserError as error:
+            return [complaint(error), gr.skip(), *hidden()]
+        return ["", gr.skip(), *ask(DELETE, name)]
 
     def rename(old: str | None, name: str) -> list[Any]:
         try:
@@ -163,13 +195,6 @@ def connect_presets(services: Services, row: PresetRow, form: Form) -> None:
             return [complaint(error), gr.skip()]
         return [notice(f"{old} is now called {preset.name}."), chosen(preset.name)]
 
-    def delete(name: str | None) -> list[Any]:
-        try:
-            presets.delete(kind, name or "", root)
-        except UserError as error:
-            return [complaint(error), gr.skip(), gr.update(visible=False)]
-        return [notice(f"{name} is deleted."), chosen(None), gr.update(visible=False)]
-
     filled = [row.answer, *form.inputs]
     gr.on(
         [row.choice.input, row.load.click],
@@ -179,29 +204,26 @@ def connect_presets(services: Services, row: PresetRow, form: Form) -> None:
         api_name=f"{kind.command}_preset_load",
         **private,
     )
-    row.save.click(
-        save, [row.name, *form.inputs], [row.answer, row.choice], api_name=f"{kind.command}_preset_save", **private
-    )
+    answers = [row.answer, row.choice, row.confirm, row.really, row.asked]
+    command = kind.command
+    row.save.click(save, [row.name, *form.inputs], answers, api_name=f"{command}_preset_save", **private)
     row.rename.click(
-        rename, [row.choice, row.name], [row.answer, row.choice], api_name=f"{kind.command}_preset_rename", **private
+        rename, [row.choice, row.name], [row.answer, row.choice], api_name=f"{command}_preset_rename", **private
     )
-    row.delete.click(
-        lambda name: gr.update(visible=bool(name)),
-        row.choice,
-        row.confirm,
-        api_name=f"{kind.command}_preset_ask",
-        **private,
-    )
-    row.keep.click(
-        lambda: gr.update(visible=False), None, row.confirm, api_name=f"{kind.command}_preset_keep", **private
-    )
-    row.really.click(
-        delete,
-        row.choice,
-        [row.answer, row.choice, row.confirm],
-        api_name=f"{kind.command}_preset_delete",
-        **private,
-    )
+    row.delete.click(ask_delete, row.choice, answers, api_name=f"{command}_preset_ask", **private)
+    row.keep.click(lambda: ["", gr.skip(), *hidden()], None, answers, api_name=f"{command}_preset_keep", **private)
+    row.really.click(really, [row.asked, *form.inputs], answers, api_name=f"{command}_preset_delete", **private)
+
+
+def ask(what: str, name: str) -> list[Any]:
+    """Updates of the confirming row, its button and what is asked, which put a question about a preset."""
+    words = f"Replace {name}" if what == REPLACE else f"Delete {name} for good"
+    return [gr.update(visible=True), gr.update(value=words), (what, name)]
+
+
+def hidden() -> list[Any]:
+    """The same, to take the question away."""
+    return [gr.update(visible=False), gr.skip(), NOTHING]
 
 
 def warning_of(values: Mapping[str, Any], root: Path) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from backend import preflight
+from backend import gpus, preflight
 from backend.config import base, presets
 from backend.config.base import Command, Leaf
 from backend.config.train import TrainNetwork
 from backend.errors import ConfigError, UserError
+from backend.fitting import is_full_size
 from backend.serving import Services
 from backend.states import check_state
 from backend.workspace import DEMO_DATASET, PROJECT, Workspace
@@ -26,7 +27,7 @@ from tabs.form import Form, draw_form, draw_search, plain
 from tabs.launch_line import draw_launch_line
 from tabs.panel import Look, RunPanel, begin, draw_panel, refresh
 from tabs.preset_row import choices, connect_presets, draw_preset_row
-from tabs.text import problem_list, problems_of
+from tabs.text import problem_list, problems_of, warning
 from tabs.training_view import draw_training_view
 from tabs.watch import Watch
 
@@ -67,7 +68,8 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> gr.Timer:
             with search:
                 draw_search(form)
         with gr.Column(scale=5, min_width=400, elem_id="run-column"):
-            panel = draw_panel(services, tab, TrainNetwork.command, Look("Train", IDLE, view, resumes=True))
+            look = Look("Train", IDLE, view, resumes=True, doubt=doubt, despite="Train on the CPU all the same")
+            panel = draw_panel(services, tab, TrainNetwork.command, look)
     draw_launch_line(form)
     form.codecs["sample_prompts"] = keep
     form.lock()
@@ -149,6 +151,14 @@ def check(workspace: Workspace, values: Mapping[str, Any], settings: Mapping[str
     return problems
 
 
+def doubt(values: Mapping[str, Any]) -> str:
+    """Why a run had better not be started: a full-size model would be trained on the CPU of a machine with a GPU."""
+    found = gpus.verdict()
+    if not found.unused or not is_full_size(str(values.get("pretrained_model_name_or_path") or "")):
+        return ""
+    return f"{found.line}. On the CPU a model of this size takes hours where a GPU takes minutes."
+
+
 def _seen(values: Mapping[str, Any]) -> dict[str, str]:
     """What can be seen to be wrong with the files that a form names; its dataset and state are judged by themselves."""
     own = ("dataset_config", "train_data_dir", "reg_data_dir", "in_json", "resume")
@@ -174,27 +184,34 @@ def _connect(services: Services, form: Form, box: DatasetBox, panel: RunPanel) -
     workspace = services.workspace
     count = len(form.widgets)
 
-    def train(watch: Watch, *shown: Any) -> list[Any]:
+    def train(confirmed: bool, watch: Watch, *shown: Any) -> list[Any]:
         values, problems = form.read(shown[:count])
         problems |= check(workspace, values, read_settings(shown[count:]))
+        unasked = gr.update(visible=False)
         try:
             if problems:
                 raise ConfigError(list(problems.items()))
+            text = "" if confirmed else doubt(values)
+            if text:
+                waiting = [warning(text), gr.update(visible=True)]
+                return [*waiting, *form.mark({}), *[gr.skip()] * len(panel.outputs)]
             begin(services, panel, watch, make_config(values), _title(workspace, values))
         except UserError as error:
             found = dict(problems_of(error))
-            return [problem_list(found.items()), *form.mark(found), *[gr.skip()] * len(panel.outputs)]
-        return ["", *form.mark({}), *refresh(services, panel, watch)]
+            return [problem_list(found.items()), unasked, *form.mark(found), *[gr.skip()] * len(panel.outputs)]
+        return ["", unasked, *form.mark({}), *refresh(services, panel, watch)]
 
-    panel.start.click(
-        train,
-        [panel.watch, *form.inputs, *box.settings],
-        [panel.problems, *form.markable, *panel.outputs],
-        show_progress="hidden",
-        concurrency_limit=1,
-        api_name="train",
-        api_visibility="private",
-    )
+    # Who calls these without the page confirms by the name that is called.
+    for button, confirmed, name in ((panel.start, False, "train"), (panel.doubts.really, True, "train_on_cpu")):
+        button.click(
+            partial(train, confirmed),
+            [panel.watch, *form.inputs, *box.settings],
+            [panel.problems, panel.doubts.row, *form.markable, *panel.outputs],
+            show_progress="hidden",
+            concurrency_limit=1,
+            api_name=name,
+            api_visibility="private",
+        )
     model = form.widgets["pretrained_model_name_or_path"]
     model.change(
         resolution_for,
