@@ -18,8 +18,8 @@ from backend.tables.sizes import FULL_SIZE
 from backend.tables.widths import find_widths
 from backend.workspace import LORA, PROJECT, WEIGHTS, kind_of
 
-# What a command writes is not looked for.
-WRITTEN = ("output_dir", "outdir", "logging_dir", "dst", "save_to", "dataset_toml")
+# What a command writes is not looked for, nor a state, which the launcher itself puts into the folder of a run.
+UNJUDGED = ("output_dir", "outdir", "logging_dir", "dst", "save_to", "dataset_toml", "resume")
 LORA_FILES = ("network_weights", "base_weights")
 # A PEFT adapter: its folder, or its weights beside their config.
 ADAPTER, ADAPTER_SUFFIX = "adapter_config.json", ".bin"
@@ -97,7 +97,7 @@ def _family_of(cross: int) -> str:
 
 
 def _judge_of(name: str, widget: str) -> Callable[[str], str] | None:
-    if name in WRITTEN:
+    if name in UNJUDGED:
         return None
     if name in LORA_FILES or widget in ("lora", "loras"):
         return lora_problem

@@ -50,9 +50,15 @@ class Desk:
 
     Attributes:
         numbers: the worker's number of the request, by the browser's session.
+        used: the model and the LoRAs of each request, by its number.
     """
 
     numbers: dict[str, str] = field(default_factory=dict)
+    used: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def paths(self) -> set[str]:
+        """What pictures are being drawn with."""
+        return {path for paths in list(self.used.values()) for path in paths}
 
 
 def read_request(services: Services, shown: Sequence[Any], seed: int | None) -> dict[str, Any]:
@@ -139,6 +145,7 @@ def run(
         return
     news: queue.Queue[dict[str, Any] | UserError] = queue.Queue()
     number = desk.numbers[session] = new_number()
+    desk.used[number] = (request["model"], *(lora["path"] for lora in request["loras"]))
     threading.Thread(target=_ask, args=(services, request, number, news), daemon=True).start()
     begun, said = time.monotonic(), 0.0
     words = "drawing …" if services.worker.running else "starting the worker, loading the model …"
@@ -161,6 +168,7 @@ def run(
     finally:
         # Of no request that has ended; of a closed browser's, which nobody waits for any more.
         services.worker.cancel(number)
+        del desk.used[number]
         if desk.numbers.get(session) == number:
             del desk.numbers[session]
     yield [*_show(canvas, request, answer, time.monotonic() - begun), STOPPED, *kept]

@@ -12,10 +12,12 @@ from gradio.components import Component
 from backend.config.base import leaves
 from backend.config.generate import GenImg
 from backend.errors import UserError
+from backend.preflight import lora_problem
 from backend.serving import Services
 from backend.workspace import DEMO_MODEL, PROJECT, Workspace
 from tabs import datasets, train
 from tabs.drawing import MARKED, Canvas, Desk, cancel, run
+from tabs.files_box import draw_files_box
 from tabs.redraw import draw_keys
 from tabs.slots import MAX_LORAS, Slot, add_button, draw_slot, lora_choices
 from tabs.text import empty
@@ -98,11 +100,13 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
                 slots += [draw_slot(False, None, known) for _ in range(MAX_LORAS - 1)]
                 add = gr.Button("Add a LoRA", size="sm", elem_id="lora-add")
             settings = _draw_settings(services.workspace, model, prompt, negative)
+            desk = Desk()
+            box = draw_files_box(services, tab, desk.paths)
         with gr.Column(scale=5, min_width=400):
             result = _draw_result(stop)
     rows = gr.State(Rows(own=path))
-    _connect_rows(services, (page, tab), rows, (nothing, slots, add))
-    _connect_pictures(services, (generate, again), settings, (slots, result))
+    _connect_rows(services, [page.load, tab.select, box.changed.change], rows, (nothing, slots, add))
+    _connect_pictures(services, (generate, again), settings, (slots, result, desk))
     gr.on(
         [page.load, tab.select],
         lambda: gr.update(choices=services.workspace.list_models()),
@@ -263,7 +267,7 @@ def _draw_result(cancel: gr.Button) -> Result:
 
 def _connect_rows(
     services: Services,
-    opened_by: tuple[gr.Blocks, gr.Tab],
+    opened_by: list[Any],
     rows: gr.State,
     widgets: tuple[gr.HTML, list[Slot], gr.Button],
 ) -> None:
@@ -276,7 +280,8 @@ def _connect_rows(
         known = lora_choices(services.jobs, services.workspace)
         now, first = renewed(now, paths, newest(services))
         # Without any, rows are hidden and hold nothing, also where the browser has missed that once before.
-        chosen = [gr.update(choices=known) if known else gr.update(choices=known, value=None) for _ in slots]
+        gone = [path is not None and lora_problem(path) != "" for path in paths]
+        chosen = [gr.update(choices=known, **({"value": None} if lost or not known else {})) for lost in gone]
         if first is not None:
             chosen[first] = gr.update(choices=known, value=now.own)
         seen = [gr.update(visible=bool(known) and shown) for shown in now.shown]
@@ -299,9 +304,8 @@ def _connect_rows(
         return [now, add_button(now.shown), gr.update(visible=False), gr.update(value=None)]
 
     outlines, sliders = [slot.row for slot in slots], [slot.slider for slot in slots]
-    page, tab = opened_by
     gr.on(
-        [page.load, tab.select],
+        opened_by,
         opened,
         [rows, *files],
         [rows, nothing, *outlines, *files],
@@ -317,12 +321,11 @@ def _connect_rows(
 
 
 def _connect_pictures(
-    services: Services, buttons: tuple[gr.Button, gr.Button], settings: Settings, rest: tuple[list[Slot], Result]
+    services: Services, buttons: tuple[gr.Button, gr.Button], settings: Settings, rest: tuple[list[Slot], Result, Desk]
 ) -> None:
     """Generate draws a picture, whatever is changed by hand draws it again. A row that is not shown has no file."""
-    slots, result = rest
+    slots, result, desk = rest
     generate, again = buttons
-    desk = Desk()
 
     def press(request: gr.Request, canvas: Canvas, *shown: Any) -> Iterator[list[Any]]:
         yield from run(services, desk, str(request.session_hash), canvas, shown, again=False)

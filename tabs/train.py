@@ -160,8 +160,8 @@ def doubt(values: Mapping[str, Any]) -> str:
 
 
 def _seen(values: Mapping[str, Any]) -> dict[str, str]:
-    """What can be seen to be wrong with the files that a form names; its dataset and state are judged by themselves."""
-    own = ("dataset_config", "train_data_dir", "reg_data_dir", "in_json", "resume")
+    """What can be seen to be wrong with the files that a form names; its dataset is judged by itself."""
+    own = ("dataset_config", "train_data_dir", "reg_data_dir", "in_json")
     return preflight.problems(TrainNetwork, {name: value for name, value in values.items() if name not in own})
 
 
