@@ -6,6 +6,7 @@ line, its traceback and 1.
 
 import contextlib
 import errno
+import io
 import os
 import sys
 import traceback
@@ -15,7 +16,7 @@ from backend import events
 from backend.commands import ALIASES, COMMANDS, find
 from backend.config.base import from_argv
 from backend.config.declare import heading
-from backend.errors import ConfigError, UserError
+from backend.errors import ConfigError, UserError, one_line
 from backend.lean import OPTIONAL, out_of_sight, uncollected
 from backend.processes import place
 from backend.workspace import PROJECT
@@ -52,6 +53,7 @@ class Reported:
         if own.rank and problems:
             problems = [(field, f"{message} (process {own.rank} of {own.size})") for field, message in problems]
         for field, message in problems or [("", f"unexpected {type(error).__name__}: {_first_line(error)}")]:
+            field, message = one_line(field), one_line(message)
             # The event first: it has a reserve, while the log may lie on the disk that is full.
             events.emit("error", message=message, field=field or None)
             _say(f"{field}: {message}" if field else message)
@@ -83,10 +85,10 @@ def explain(error: BaseException) -> list[tuple[str, str]]:
 
 def overview() -> str:
     """The commands, one a line, for `python -m backend --help`."""
-    others = {name: alias for alias, name in ALIASES.items()}
     lines = ["python -m backend COMMAND [options]    COMMAND --help shows its options", ""]
     for name, entry in COMMANDS.items():
-        also = f" (also {others[name]})" if name in others else ""
+        others = [alias for alias, own in ALIASES.items() if own == name]
+        also = f" (also {', '.join(others)})" if others else ""
         lines.append(f"  {name:<34}{heading(entry.config_class())}{also}")
     return "\n".join([*lines, ""])
 
@@ -110,6 +112,7 @@ def main(argv: list[str], lean: bool = False) -> int:
         argv: the words after `python -m backend`.
         lean: this process is the command's alone, so that what it has no use for can be kept out of it.
     """
+    _speak_any_name()
     with Reported() as reported:
         if not argv or argv[0] in ("-h", "--help", "help"):
             sys.stdout.write(overview())
@@ -128,6 +131,13 @@ def main(argv: list[str], lean: bool = False) -> int:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def _speak_any_name() -> None:
+    """Have what the terminal's encoding lacks escaped, rather than end the command with a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _say(message: str) -> None:

@@ -1,5 +1,6 @@
 """The commands by name. Names only: a command's config class and code are imported when it is asked for."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -49,16 +50,22 @@ COMMANDS: dict[str, Entry] = {
     "import_config": Entry("backend.config.conversion:ImportConfig", "backend.tools.config_files:bring"),
     "export_config": Entry("backend.config.conversion:ExportConfig", "backend.tools.config_files:give"),
 }
-ALIASES = {"gen_img_diffusers": "gen_img", "sdxl_merge_lora": "merge_lora"}
+ALIASES = {
+    "sdxl_train_network": "train_network",
+    "gen_img_diffusers": "gen_img",
+    "sdxl_gen_img": "gen_img",
+    "sdxl_merge_lora": "merge_lora",
+    "resize_lora": "svd_merge_lora",
+}
 
 
 def find(name: str) -> Entry:
-    """The command of this name or alias; hyphens count as underscores.
+    """The command of this name or alias; hyphens count as underscores, and `networks/merge_lora.py` as its last part.
 
     Raises:
         UserError: there is none, with the nearest.
     """
-    plain = name.replace("-", "_").removesuffix(".py")
+    plain = re.split(r"[/\\]", name)[-1].replace("-", "_").removesuffix(".py")
     entry = COMMANDS.get(ALIASES.get(plain, plain))
     if entry is None:
         from backend.config.messages import did_you_mean

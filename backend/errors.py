@@ -1,8 +1,17 @@
 """The errors that a user is meant to read: one line each, naming the field and the remedy."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# What would begin a new line, move the cursor or end a text, and what no UTF-8 can say.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """A text on one line that every terminal and page can show: other characters as Python writes them, `\\n` say."""
+    return _UNSEEN.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class UserError(Exception):
@@ -16,9 +25,10 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, field: str | None = None, told: bool = False, status: int = 2) -> None:
+        message = one_line(message)
         super().__init__(message)
         self.message = message
-        self.field = field
+        self.field = field if field is None else one_line(field)
         self.told = told
         self.status = status
 
@@ -36,7 +46,7 @@ class ConfigError(UserError):
     def __init__(self, problems: list[tuple[str, str]]) -> None:
         if not problems:
             raise ValueError("a ConfigError needs at least one problem")
-        self.problems = list(problems)
+        self.problems = [(one_line(field), one_line(message)) for field, message in problems]
         field, message = self.problems[0]
         super().__init__(message, field or None)
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from backend import events
+from backend.errors import one_line
 from backend.processes import is_first
 
 EVENT_INTERVAL = 0.2
@@ -27,12 +28,21 @@ def say(message: str) -> None:
     if not is_first():
         return
     with suppress(OSError):
-        tqdm.write(message)
+        tqdm.write(said(message))
         sys.stdout.flush()
+
+
+def said(text: str) -> str:
+    """A text as the terminal can show it: what its encoding lacks as Python escapes it, and no other control characters
+    than line breaks."""
+    lines = "\n".join(one_line(line) for line in text.split("\n"))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return lines.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def warn(message: str) -> None:
     """One line that something is not as asked for, in the log and as an event."""
+    message = one_line(message)
     say(f"Warning: {message}")
     events.emit("warning", message=message)
 

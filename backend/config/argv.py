@@ -6,16 +6,18 @@ argparse is not used, since it takes negative numbers with exponents (`--ratios 
 import shutil
 import sys
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from backend.config import presets
 from backend.config.declare import Command, Leaf, heading, leaves
 from backend.config.merge import Problems, collect, validate
 from backend.config.messages import bounds, did_you_mean, expectation, shown
+from backend.config.reference_options import FLAG, MANY, REFERENCE_OPTIONS, ReferenceOption
 from backend.config.text import TRUE, parse_text
-from backend.config.toml import load, resolved_toml
+from backend.config.toml import load, named_file, resolved_toml
 from backend.errors import ConfigError, UserError
 from backend.replacing import replacing
 
@@ -32,14 +34,20 @@ HELP = Leaf("help", "bool", help="Show this text.")
 
 @dataclass
 class Parsed:
-    """What the words of a command line say: layers still to be merged, and what is wrong with them."""
+    """What the words of a command line say: layers still to be merged, and what is wrong with them.
+
+    Attributes:
+        theirs: options that only the reference has, by name; `reference` are those it knows.
+    """
 
     flags: dict[str, Any] = field(default_factory=dict)
+    theirs: dict[str, Any] = field(default_factory=dict)
     config_files: list[str] = field(default_factory=list)
     presets: list[str] = field(default_factory=list)
     output_config: bool = False
     help: bool = False
     problems: Problems = field(default_factory=list)
+    reference: Mapping[str, ReferenceOption] = field(default_factory=dict)
 
 
 def from_argv(command_class: type[Command], argv: list[str]) -> Command:
@@ -54,6 +62,7 @@ def from_argv(command_class: type[Command], argv: list[str]) -> Command:
         sys.stdout.write(help_text(command_class))
         raise SystemExit(0)
     merged: dict[str, Any] = {}
+    told: list[str] = []
     wrong = list(parsed.problems)
     target = _take_target(parsed, wrong) if parsed.output_config else None
     for name in parsed.presets:
@@ -63,13 +72,15 @@ def from_argv(command_class: type[Command], argv: list[str]) -> Command:
             wrong += _as_problems(error)
     for path in parsed.config_files:
         try:
-            found, unknown_keys = collect(command_class, load(path), Path(path).name)
+            found, unknown_keys = collect(command_class, load(path), PurePath(path).name, told)
         except UserError as error:
             wrong += _as_problems(error)
             continue
         merged |= found
         wrong += unknown_keys
-    merged |= parsed.flags
+    found, refused = collect(command_class, parsed.theirs | parsed.flags, told=told)
+    merged |= found
+    wrong += refused
     config, found = validate(command_class, merged)
     named = {name for name, _ in wrong}
     # A flag whose text could not be read is not also missing; after a bad file nobody knows what is.
@@ -82,6 +93,11 @@ def from_argv(command_class: type[Command], argv: list[str]) -> Command:
         with replacing(target) as temporary:
             temporary.write_text(resolved_toml(config), encoding="utf-8")
         raise SystemExit(0)
+    if told:
+        from backend.terminal import warn  # a progress bar's library, which a plain start does not wait for
+
+        for line in told:
+            warn(line)
     return config
 
 
@@ -90,7 +106,11 @@ def _take_target(parsed: Parsed, wrong: Problems) -> Path | None:
     if not parsed.config_files:
         wrong.append((OUTPUT_CONFIG.name, "needs config_file, the toml to write"))
         return None
-    target = Path(parsed.config_files.pop()).expanduser()
+    try:
+        target = named_file(parsed.config_files.pop(), CONFIG_FILE.name)
+    except UserError as error:
+        wrong += _as_problems(error)
+        return None
     target = target if target.suffix == ".toml" else target.with_name(f"{target.name}.toml")
     if target.exists():
         wrong.append((OUTPUT_CONFIG.name, f"{target} is there already; name a new file as the last config_file"))
@@ -103,7 +123,7 @@ def parse(command_class: type[Command], argv: list[str]) -> Parsed:
     flags = {leaf.name: leaf for leaf in (*GENERAL, HELP)}
     flags |= {alias: leaf for leaf in known.values() if not leaf.positional for alias in (leaf.name, *leaf.aliases)}
     positional = [leaf for leaf in known.values() if leaf.positional]
-    parsed, words = Parsed(), list(argv)
+    parsed, words = Parsed(reference=REFERENCE_OPTIONS.get(command_class.command, {})), list(argv)
     while words:
         word = words.pop(0)
         if word == "-h":
@@ -127,6 +147,13 @@ def _take_flag(parsed: Parsed, flags: dict[str, Leaf], word: str, words: list[st
         leaf = flags.get(name.removeprefix("no_"))
         negated = leaf is not None and leaf.kind == "bool"
         leaf = leaf if negated else None
+    theirs = parsed.reference.get(name) if leaf is None else None
+    if theirs is not None:
+        given = [text] if equals else []
+        while theirs.takes != FLAG and words and not _is_flag(words[0]) and (theirs.takes == MANY or not given):
+            given.append(words.pop(0))
+        parsed.theirs[name] = given if theirs.takes == MANY else given[0] if given else True
+        return
     if leaf is None:
         parsed.problems.append((spelling, f"is not an option{did_you_mean(name, flags, '--')}"))
         while words and not _is_flag(words[0]):

@@ -4,7 +4,6 @@ A value is looked up in the subset, then its dataset, then `[general]`, then the
 options here are flags of `train_network` too (backend/config/training/dataset.py).
 """
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from backend.config.choices import INTERPOLATION_SPELLINGS, Interpolation
 from backend.config.dataset_reader import Reader
 from backend.config.declare import Option, Section, reject, section_leaves
 from backend.config.messages import shown
+from backend.config.paths import meant_path
 from backend.config.toml import load, load_json, loads
 
 ADVANCED = Option(advanced=True)
@@ -97,9 +97,13 @@ class SubsetOptions(Section):
     @model_validator(mode="before")
     @classmethod
     def _beside_the_metadata(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and isinstance(data.get("metadata_file"), str | Path) and "image_dir" not in data:
-            return {**data, "image_dir": Path(os.path.expanduser(data["metadata_file"])).parent}
-        return data
+        named = data.get("metadata_file") if isinstance(data, Mapping) else None
+        if not isinstance(named, str | Path) or "image_dir" in data:
+            return data
+        try:
+            return {**data, "image_dir": Path(meant_path(str(named))).parent}
+        except ValueError:
+            return {**data, "image_dir": Path()}  # metadata_file is refused below
 
     @field_validator("custom_attributes")
     @classmethod

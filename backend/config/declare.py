@@ -10,7 +10,6 @@ and `Annotated[type, Option(...)]` says what a type and its bounds cannot. Types
 Path, Literal, a tuple of these, `dict[str, Any]` for a table of key=value, and `X | None` with the default None.
 """
 
-import os
 import re
 import types
 from collections.abc import Mapping
@@ -24,8 +23,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from backend.config.docstrings import attribute_docs
+from backend.config.paths import checked_text, meant_name, meant_path
+from backend.errors import one_line
 
 KINDS = {bool: "bool", int: "int", float: "float", str: "str", Path: "path"}
+# Texts that name a file or folder, though they may name a model on the hub too.
+OF_FILES = ("model", "checkpoint", "file", "folder")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Option:
             field itself is `X | None`.
         widget: a hint for the form, such as "folder", "file" or "text".
         suggestions: usual values of a text; the form offers them, any case of them is understood, others are allowed.
+        names_file: a text that becomes the name of a file or folder, or a part of one.
+        of_this_machine: it says where and as what this machine meets others, so no preset and no import carries it.
     """
 
     advanced: bool = False
@@ -50,6 +55,8 @@ class Option:
     alternatives: tuple[str, ...] = ()
     widget: str = ""
     suggestions: tuple[str, ...] = ()
+    names_file: bool = False
+    of_this_machine: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,8 @@ class Leaf:
     alternatives: tuple[str, ...] = ()
     widget: str = ""
     suggestions: tuple[str, ...] = ()
+    names_file: bool = False
+    of_this_machine: bool = False
 
     @property
     def element(self) -> "Leaf":
@@ -123,7 +132,15 @@ class Section(BaseModel):
         if not isinstance(data, Mapping):
             return data
         found = section_leaves(cls)
-        return {name: plain_value(found[name], value) if name in found else value for name, value in data.items()}
+        plain, wrong = {}, []
+        for name, value in data.items():
+            try:
+                plain[name] = plain_value(found[name], value) if name in found else value
+            except ValueError as error:
+                wrong.append((name, one_line(str(error))))
+        if wrong:
+            reject_all(wrong)
+        return plain
 
     @model_validator(mode="after")
     def _one_of_the_alternatives(self) -> Self:
@@ -148,13 +165,37 @@ class Command(Section):
 
 
 def plain_value(leaf: Leaf, value: Any) -> Any:
-    """The value in the type of the leaf where toml has no such type; any other value as it is, to be judged later."""
+    """The value in the type of the leaf where toml has no such type, texts as they are meant; others are judged later.
+
+    Raises:
+        ValueError: it is a text that no path, name or file can hold; see paths.py.
+    """
     if leaf.kind == "list" and isinstance(value, list | tuple):
         return tuple(plain_value(leaf.element, item) for item in value)
-    if leaf.kind == "path" and isinstance(value, str) and value.strip() and "\0" not in value:
-        # Where there is no such user the ~ stays, and is the name of a folder.
-        return Path(os.path.expanduser(value))
-    return spelled(leaf, value)
+    if leaf.kind == "table" and isinstance(value, str | list | tuple | Mapping):
+        _check_texts(value)
+    if not isinstance(value, str):
+        return spelled(leaf, value)
+    if leaf.kind == "path":
+        # An empty text is no path, and is refused as such.
+        return Path(path) if (path := meant_path(value)) else value
+    if leaf.kind == "str" and leaf.widget in OF_FILES:
+        return meant_path(value)
+    if leaf.kind == "str" and leaf.names_file:
+        return meant_name(value)
+    return spelled(leaf, checked_text(value))
+
+
+def _check_texts(value: Any) -> None:
+    """Check the texts of a table or list, level by level."""
+    if isinstance(value, str):
+        checked_text(value)
+    elif isinstance(value, Mapping):
+        for pair in value.items():
+            _check_texts(pair)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_texts(item)
 
 
 def spelled(leaf: Leaf, value: Any) -> Any:

@@ -220,12 +220,19 @@ def share_of(text: str) -> float | None:
     return float(match[1]) if match and 0 < float(match[1]) <= 1 else None
 
 
+class SvdMixture(Mixture):
+    """LoRAs"""
+
+    models: Annotated[tuple[Path, ...], Option(widget="loras", aliases=("model",))]
+    """LoRA files: .safetensors, .ckpt or .pt."""
+
+
 class SvdMergeLora(Command):
     """Merge LoRAs of any ranks into one of a given rank, or reduce the rank of one."""
 
     command: ClassVar[str] = "svd_merge_lora"
 
-    mixture: Mixture
+    mixture: SvdMixture
     svd: Svd
     result: LoraResult
 

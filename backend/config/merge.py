@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from backend.config.declare import Command, Leaf, Section, leaves, section_leaves
 from backend.config.messages import problems_of, unknown
+from backend.config.reference_options import judge, known_to
 from backend.errors import ConfigError
 
 Problems = list[tuple[str, str]]
@@ -89,16 +90,28 @@ def values(config: Command, changed_only: bool = False) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if known[name].required or value != known[name].default}
 
 
-def collect(command_class: type[Command], data: Mapping[str, Any], source: str = "") -> tuple[dict[str, Any], Problems]:
-    """As `flatten`, but with the problems returned beside what could be understood."""
+def collect(
+    command_class: type[Command], data: Mapping[str, Any], source: str = "", told: list[str] | None = None
+) -> tuple[dict[str, Any], Problems]:
+    """As `flatten`, but with the problems returned beside what could be understood.
+
+    Args:
+        command_class: the command whose options they are.
+        data: flat or sectioned values.
+        source: where the values come from, for messages.
+        told: takes a line for each option of the reference that has no effect here.
+    """
     known = leaves(command_class)
     names = {alias: name for name, leaf in known.items() for alias in (name, *leaf.aliases)}
     found: dict[str, Any] = {}
+    theirs: dict[str, Any] = {}
     wrong: Problems = []
 
     def take(key: str, value: Any) -> None:
         name = names.get(key)
-        if name is None:
+        if name is None and known_to(command_class.command, [key]):
+            theirs[key] = value
+        elif name is None:
             wrong.append((key, unknown(key, names, command_class.command or command_class.__name__, source)))
         elif name in found:
             wrong.append((name, f"is given twice{f' in {source}' if source else ''}"))
@@ -111,7 +124,12 @@ def collect(command_class: type[Command], data: Mapping[str, Any], source: str =
                 take(inner, inner_value)
         else:
             take(key, value)
-    return found, wrong
+    values, lines, refused = judge(command_class.command, theirs)
+    for name, value in values.items():
+        take(name, value)
+    if told is not None:
+        told += lines
+    return found, wrong + refused
 
 
 def validate(command_class: type[Command], flat: Mapping[str, Any]) -> tuple[Command | None, Problems]:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from backend.config.declare import Leaf, gist
+from backend.errors import one_line
 
 NOUNS = {
     "bool": "true or false",
@@ -25,7 +26,7 @@ UNQUOTED = {
     "float": (r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?",),
 }
 # Secrets that other trainers take as options, and where they belong.
-SECRETS = {"wandb_api_key": "WANDB_API_KEY"}
+SECRETS = {"wandb_api_key": "WANDB_API_KEY", "huggingface_token": "HF_TOKEN"}
 PLURALS = {"int": "integers", "float": "numbers", "str": "texts", "path": "paths"}
 
 
@@ -87,6 +88,7 @@ def shown(value: Any) -> str:
         text = "a table"
     else:
         text = str(value).removesuffix(".0")
+    text = one_line(text)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -1,16 +1,20 @@
 """Options written as text: one word of a command line, a form's text box, or the value behind `key=`."""
 
 import ast
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from backend.bounded import MAX_WHOLE
 from backend.config.declare import Leaf, Section, section_leaves, spelled
 from backend.config.merge import Problems, validate_section
-from backend.config.messages import unknown, wrong_type
+from backend.config.messages import expectation, shown, unknown, wrong_type
 
 TRUE = ("true", "yes", "on", "1")
 FALSE = ("false", "no", "off", "0")
+# Longer or deeper than the argument of any optimizer.
+LITERAL_LENGTH, LITERAL_DEPTH = 4000, 64
 
 
 def parse_text(leaf: Leaf, text: str) -> Any:
@@ -28,9 +32,12 @@ def parse_text(leaf: Leaf, text: str) -> Any:
         return word.lower() in TRUE
     if leaf.kind in ("int", "float"):
         try:
-            return int(word) if leaf.kind == "int" else float(word)
+            number = int(word) if leaf.kind == "int" else float(word)
         except ValueError:
             raise ValueError(wrong_type(leaf, text)) from None
+        if leaf.kind == "int" and abs(number) > MAX_WHOLE:
+            raise ValueError(f"must be {expectation(leaf)} of at most 64 bits, got {shown(text)}")
+        return number
     if leaf.kind in ("str", "path"):
         return text
     if leaf.kind == "list":
@@ -71,7 +78,7 @@ def read_pairs(value: Any) -> dict[str, Any]:
 
 def read_literals(value: Any) -> dict[str, Any]:
     """As `read_pairs`, with texts that are Python literals (0.01, True, (0.9, 0.99)) turned into what they say."""
-    pairs = {key: _literal(text) if isinstance(text, str) else text for key, text in read_pairs(value).items()}
+    pairs = {key: read_literal(text) if isinstance(text, str) else text for key, text in read_pairs(value).items()}
     return {key: tuple(item) if isinstance(item, list) else item for key, item in pairs.items()}
 
 
@@ -115,10 +122,27 @@ def read_section(
     return ({key: getattr(section, key) for key in typed} if section is not None else {}), problems
 
 
-def _literal(text: str) -> Any:
+def read_literal(text: str) -> Any:
+    """What a text says as a Python literal of what toml can hold (numbers, truths, lists, tables); else the text."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    if len(text) > LITERAL_LENGTH or len(re.findall(r"[(\[{]", text)) > LITERAL_DEPTH:
         return text
+    try:
+        found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return text
+    return found if _is_plain(found) else text
+
+
+def _is_plain(value: Any, inside: bool = False) -> bool:
+    """Whether toml can hold a value; None stands for a value that is left out."""
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item, True) for item in value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item, True) for key, item in value.items())
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if type(value) is int:
+        return abs(value) <= MAX_WHOLE
+    return isinstance(value, str | bool) or (value is None and not inside)

@@ -1,14 +1,13 @@
-"""toml in (`tomllib`) and out (`tomlkit`): flat or by sections when read, by sections when written, never a null."""
+"""toml in and out (`tomlkit`): flat or by sections when read, by sections when written, never a null."""
 
-import json
-import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from backend import bounded
 from backend.config.declare import Command, leaves
 from backend.config.merge import flatten, values
+from backend.config.paths import meant_path
 from backend.errors import UserError
 
 
@@ -18,48 +17,46 @@ def load(path: str | Path, field: str = "config_file") -> dict[str, Any]:
     Raises:
         UserError: the file is missing, unreadable or not toml; names the line.
     """
-    file = Path(os.path.expanduser(path))
+    file = named_file(path, field)
     if not file.exists() and file.suffix != ".toml" and Path(f"{file}.toml").exists():
         file = Path(f"{file}.toml")
-    return loads(read_text(file, field, "toml"), str(file), field)
+    return bounded.read_toml(file, field)
 
 
 def load_json(path: str | Path, field: str) -> dict[str, Any]:
     """The object that a JSON file holds; see `load`."""
-    file = Path(os.path.expanduser(path))
-    try:
-        found = json.loads(read_text(file, field, "JSON"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not valid JSON: {error}", field) from error
+    file = named_file(path, field)
+    found = bounded.read_json(file, field)
     if not isinstance(found, dict):
         raise UserError(f"{file} must hold a JSON object, {{...}}", field)
     return found
 
 
-def read_text(file: Path, field: str, kind: str) -> str:
-    """The text of a file that a user has named; `kind` says what it ought to be.
+def named_file(path: str | Path, field: str) -> Path:
+    """The file that a text means; see `meant_path`. A `Path` is taken as it is, but for `~`.
 
     Raises:
-        UserError: it is missing, unreadable or no text.
+        UserError: it cannot be told which.
     """
+    if isinstance(path, Path):
+        return path.expanduser()
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"there is no file {file}", field) from None
-    except IsADirectoryError:
-        raise UserError(f"{file} is a folder; name a {kind} file", field) from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}", field) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not a text file in UTF-8", field) from error
+        meant = meant_path(path)
+    except ValueError as error:
+        raise UserError(str(error), field) from error
+    if not meant:
+        raise UserError("must name a file", field)
+    return Path(meant)
+
+
+def read_text(file: Path, field: str, kind: str) -> str:
+    """The text of a file that a user has named; see `bounded.read_text`."""
+    return bounded.read_text(file, field, kind)
 
 
 def loads(text: str, source: str, field: str = "config_file") -> dict[str, Any]:
     """As `load`, from the text itself; `source` is its name in messages."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{source} is not valid toml: {error}", field) from error
+    return bounded.parse_toml(text, source, field)
 
 
 def read_toml(command_class: type[Command], path: str | Path) -> dict[str, Any]:
@@ -107,8 +104,9 @@ def resolved_toml(config: Command) -> str:
 
 
 def _writable(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, str | Path):
+        # A path may have bytes that are no UTF-8; written as `\\udce9` they are read back (paths.py).
+        return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, list | tuple):
         return [_writable(item) for item in value]
     if isinstance(value, Mapping):

@@ -137,7 +137,7 @@ def test_a_resolved_config_is_frozen():
         ({"xformers": 1}, "must be true or false, got 1"),
         ({"xformers": "true"}, 'must be true or false, got "true"; write it without quotes'),
         ({"output_dir": 3}, "must be a path, got 3"),
-        ({"output_dir": "a\0b"}, 'must be a path, got "a\0b"'),
+        ({"output_dir": "a\0b"}, "has NUL in it, 'a\\x00b'; leave it out"),
         ({"output_dir": None}, "is required: folder for the LoRA files and sample pictures"),
         ({"training_comment": 3}, "must be text, got 3"),
         ({"mixed_precision": "fp99"}, 'must be one of no, fp16, bf16, got "fp99"'),

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from backend.config.declare import Option, Section, reject
 
 ADVANCED = Option(advanced=True)
+HERE = Option(of_this_machine=True)
 # Where processes meet when nothing else is said, as torch and accelerate have it.
 PORT = 29500
 COMMAND = ("python", "-m", "backend", "train_network")
@@ -20,16 +21,16 @@ class Devices(Section):
     """Processes that train together, one for each GPU, on all machines together; each takes train_batch_size pictures
     in a step. Left out, one, or as many as torchrun or accelerate have launched."""
 
-    num_machines: int = Field(1, ge=1)
+    num_machines: Annotated[int, HERE] = Field(1, ge=1)
     """Machines that train together. The run is started on each of them, with the same options but for machine_rank."""
 
-    machine_rank: int = Field(0, ge=0)
+    machine_rank: Annotated[int, HERE] = Field(0, ge=0)
     """Which of the machines this is, from 0. Files are written on machine 0."""
 
-    main_process_ip: str | None = Field(None, min_length=1)
+    main_process_ip: Annotated[str | None, HERE] = Field(None, min_length=1)
     """Address of machine 0, under which the others reach it."""
 
-    main_process_port: int | None = Field(None, ge=1, le=65535)
+    main_process_port: Annotated[int | None, HERE] = Field(None, ge=1, le=65535)
     """Port at which the processes meet; left out, a free one, or 29500 with several machines."""
 
     ddp_timeout: Annotated[int | None, ADVANCED] = Field(None, ge=1)

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from backend.config.declare import Option, Section, reject
 
 ADVANCED = Option(advanced=True)
+NAME = Option(advanced=True, names_file=True)
 
 
 class Logs(Section):
@@ -20,10 +21,10 @@ class Logs(Section):
     """What the curves are written for; left out, tensorboard where there is a logging_dir. wandb takes its key from
     WANDB_API_KEY in the environment."""
 
-    log_prefix: Annotated[str | None, ADVANCED] = None
+    log_prefix: Annotated[str | None, NAME] = None
     """Begins the name of the run's folder in logging_dir, before the time."""
 
-    log_tracker_name: Annotated[str, ADVANCED] = "network_train"
+    log_tracker_name: Annotated[str, NAME] = "network_train"
     """Project in Weights & Biases, and TensorBoard's folder within the run's."""
 
     log_tracker_config: Annotated[Path | None, Option(advanced=True, widget="file")] = None

@@ -18,7 +18,7 @@ class Network(Section):
     network_module: Annotated[NetworkModule, Option(spellings=NETWORK_SPELLINGS)] = "networks.lora"
     """Kind of network to train."""
 
-    network_dim: int = Field(4, ge=1)
+    network_dim: Annotated[int, Option(aliases=("networkdim",))] = Field(4, ge=1)
     """Rank of the network: more dimensions hold more and make a larger file."""
 
     network_alpha: Annotated[float, Option(spellings=(("none", 0.0),))] = Field(1.0, ge=0)

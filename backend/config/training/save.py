@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from backend.config.declare import Option, Section, reject
 
 ADVANCED = Option(advanced=True)
+# What is put behind a name, and around it while a file is written, takes up to 60 bytes of the 255 that there are.
+NAME_BYTES = 190
 
 
 class Save(Section):
@@ -17,7 +19,7 @@ class Save(Section):
     output_dir: Annotated[Path, Option(widget="folder")]
     """Folder for the LoRA files and sample pictures."""
 
-    output_name: str = "last"
+    output_name: Annotated[str, Option(names_file=True)] = "last"
     """File name of the LoRA, without folder and extension."""
 
     save_model_as: Literal["safetensors", "ckpt", "pt"] = "safetensors"
@@ -55,6 +57,8 @@ class Save(Section):
     def _plain_name(cls, value: str) -> str:
         if not value.strip() or value.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', value):
             raise ValueError(f'must be a plain file name without a folder, got "{value}"')
+        if len(value.encode()) > NAME_BYTES:
+            raise ValueError(f"must be at most {NAME_BYTES} bytes long, got {len(value.encode())}")
         return value
 
     @model_validator(mode="after")
