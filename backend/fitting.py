@@ -12,6 +12,7 @@ from typing import Any
 
 from backend import gpus
 from backend.bounded import CONFIG_BYTES, read_json, read_text, read_toml, split_lines
+from backend.config.paths import meant_path
 from backend.errors import UserError
 from backend.tables.sizes import FULL_SIZE
 from backend.tables.widths import find_widths
@@ -147,14 +148,16 @@ def prompts_problem(text: str, model: str, memory: Memory | None = None) -> str:
         memory: what there is; None asks the machine.
     """
     memory = memory or drawing_memory()
-    path = PROJECT / Path(text).expanduser()
     try:
+        path = PROJECT / meant_path(text)
         for place, sides in _prompt_sizes(path):
             wrong = _side_problems(sides, model, memory)
             if wrong:
                 return f"{place}: {wrong}"
     except UserError as error:
         return error.message
+    except ValueError as error:
+        return str(error)
     return ""
 
 

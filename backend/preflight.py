@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.config.declare import Command, leaves
+from backend.config.paths import meant_path
 from backend.errors import UserError
 from backend.fitting import prompts_problem
 from backend.header import read_header
@@ -131,7 +132,7 @@ def _weights_problem(text: str, hub: bool) -> str:
     if path.is_dir():
         parts = ("model_index.json", "config.json", "unet")
         return "" if any((path / part).exists() for part in parts) else f"{text} is no Diffusers folder"
-    if hub and is_hub_name(text):
+    if hub and is_hub_name(meant_path(text)):
         return ""
     more = "choose one of the list, or give a path, or org/repo for the hub" if hub else "choose another"
     return f"there is no file or folder {text}; {more}"
@@ -182,7 +183,7 @@ def folder_problem(text: str) -> str:
 def _path(text: str) -> Path | None:
     """Where a path of a config lies: commands run from the project's root. None for what can be no path."""
     try:
-        path = PROJECT / Path(text).expanduser()
+        path = PROJECT / meant_path(text)
         path.stat()
     except FileNotFoundError:
         return path

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from backend.config.paths import meant_path
 from backend.errors import ConfigError, UserError
 from backend.fitting import size_problems
 from backend.preflight import family_problem, lora_problem, model_problem
@@ -74,8 +75,12 @@ def read_request(services: Services, shown: Sequence[Any], seed: int | None) -> 
     """
     model, prompt, negative, width, height, steps, scale, sampler, wanted = shown[:SETTINGS]
     problems: list[tuple[str, str]] = []
-    model, prompt = (model or "").strip(), (prompt or "").strip()
-    problems += [("model", model_problem(model) if model else "choose a model")]
+    prompt = (prompt or "").strip()
+    try:
+        model = meant_path(model or "")
+        problems += [("model", model_problem(model) if model else "choose a model")]
+    except ValueError as error:
+        problems += [("model", str(error))]
     problems += [("prompt", "" if prompt else "say what to draw")]
     numbers: dict[str, int | None] = {}
     for name, text in (("width", width), ("height", height), ("steps", steps), ("seed", wanted)):
@@ -111,7 +116,15 @@ def read_loras(rows: Sequence[Any]) -> list[dict[str, Any]]:
     """Paths and multipliers out of the rows' values: first all paths, then all multipliers; an empty row is none."""
     half = len(rows) // 2
     pairs = zip(rows[:half], rows[half:], strict=True)
-    return [{"path": str(path), "multiplier": float(multiplier or 0)} for path, multiplier in pairs if path]
+    return [{"path": _meant(str(path)), "multiplier": float(multiplier or 0)} for path, multiplier in pairs if path]
+
+
+def _meant(text: str) -> str:
+    """A path as it is meant; what cannot be told is judged as it stands."""
+    try:
+        return meant_path(text)
+    except ValueError:
+        return text
 
 
 def marks(problems: Mapping[str, str]) -> list[Any]:

@@ -44,12 +44,12 @@ def draw_files_box(services: Services, tab: gr.Tab, drawn_with: Callable[[], Col
         tab: which it stands in.
         drawn_with: gives the paths that pictures are being drawn with.
     """
-    with gr.Accordion("Files", open=False, elem_classes=["section"], elem_id="workspace-files") as fold:
+    with gr.Accordion("Delete files", open=False, elem_classes=["section"], elem_id="workspace-files") as fold:
         choice = gr.Dropdown(
             choices(services),
             value=[],
             multiselect=True,
-            label="Files",
+            label="What to delete",
             info=HINT,
             elem_id="files-choice",
             elem_classes=["option"],

@@ -26,7 +26,9 @@ def files(tmp_path: Path) -> Path:
 
 
 def test_a_model_is_a_file_a_folder_or_a_name_on_the_hub(files: Path) -> None:
-    good = (DEMO_MODEL, f"{files}/model.safetensors", "org/repo", "org/repo/sub/model.safetensors")
+    good = [DEMO_MODEL, f"{files}/model.safetensors", "org/repo", "org/repo/sub/model.safetensors"]
+    # As people write it.
+    good += [f' "{files}/model.safetensors"\r', f"file://{files}/model.safetensors", " org/repo"]
     assert not any(map(model_problem, good))
     for bad, words in (
         ("/no/such/model.safetensors", "there is no file or folder /no/such/model.safetensors"),
