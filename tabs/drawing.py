@@ -24,7 +24,7 @@ CRISP = 128
 HISTORY = 24
 UPDATE_SECONDS = 0.15
 # How many values of `Settings` stand before those of the rows.
-SETTINGS = 9
+SETTINGS = 10
 LORA = "LoRA"
 # The fields that show what is wrong with them, each with its help.
 MARKED: Mapping[str, str | None] = {
@@ -73,7 +73,7 @@ def read_request(services: Services, shown: Sequence[Any], seed: int | None) -> 
     Raises:
         ConfigError: naming whatever is missing, wrong or too large.
     """
-    model, prompt, negative, width, height, steps, scale, sampler, wanted = shown[:SETTINGS]
+    model, prompt, negative, width, height, steps, scale, sampler, wanted, unmatched = shown[:SETTINGS]
     problems: list[tuple[str, str]] = []
     prompt = (prompt or "").strip()
     try:
@@ -109,6 +109,7 @@ def read_request(services: Services, shown: Sequence[Any], seed: int | None) -> 
         "seed": seed if numbers["seed"] is None else numbers["seed"],
         "count": 1,
         "out_dir": str(services.workspace.outputs),
+        **({"allow_unmatched": True} if unmatched else {}),
     }
 
 

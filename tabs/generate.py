@@ -19,7 +19,7 @@ from tabs import datasets, train
 from tabs.drawing import MARKED, Canvas, Desk, cancel, run
 from tabs.files_box import draw_files_box
 from tabs.redraw import draw_keys
-from tabs.slots import MAX_LORAS, Slot, add_button, draw_slot, lora_choices
+from tabs.slots import ADD, MAX_LORAS, Slot, add_button, draw_slot, lora_choices
 from tabs.text import empty
 
 LEAVES = leaves(GenImg)
@@ -40,6 +40,7 @@ class Settings:
     scale: gr.Slider
     sampler: gr.Dropdown
     seed: gr.Textbox
+    allow_unmatched: gr.Checkbox
 
     @property
     def inputs(self) -> list[Component]:
@@ -98,8 +99,9 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
                 nothing = gr.HTML(empty(*NO_LORA), visible=not known)
                 slots = [draw_slot(bool(known), path, known)]
                 slots += [draw_slot(False, None, known) for _ in range(MAX_LORAS - 1)]
-                add = gr.Button("Add a LoRA", size="sm", elem_id="lora-add")
-            settings = _draw_settings(services.workspace, model, prompt, negative)
+                add = gr.Button(ADD, size="sm", elem_id="lora-add")
+                unmatched = _draw_unmatched()
+            settings = _draw_settings(services.workspace, (model, prompt, negative), unmatched)
             desk = Desk()
             box = draw_files_box(services, tab, desk.paths)
         with gr.Column(scale=5, min_width=400):
@@ -184,7 +186,20 @@ def first_number(workspace: Workspace, flag: str, otherwise: float) -> float:
     return float(found[1]) if found else otherwise
 
 
-def _draw_settings(workspace: Workspace, model: gr.Dropdown, prompt: gr.Textbox, negative: gr.Textbox) -> Settings:
+def _draw_unmatched() -> gr.Checkbox:
+    return gr.Checkbox(
+        False,
+        label="allow_unmatched",
+        info="Leave out layers of a LoRA that match nothing in the model, instead of refusing the file.",
+        elem_id="generate-unmatched",
+        elem_classes=["option"],
+        interactive=True,
+    )
+
+
+def _draw_settings(
+    workspace: Workspace, texts: tuple[gr.Dropdown, gr.Textbox, gr.Textbox], unmatched: gr.Checkbox
+) -> Settings:
     common: dict[str, Any] = {"min_width": 150, "interactive": True}
     with gr.Accordion("Picture", open=True, elem_classes=["section"]):
         with gr.Row():
@@ -226,7 +241,7 @@ def _draw_settings(workspace: Workspace, model: gr.Dropdown, prompt: gr.Textbox,
                 elem_id="generate-scale",
                 **common,
             )
-    return Settings(model, prompt, negative, width, height, steps, scale, sampler, seed)
+    return Settings(*texts, width, height, steps, scale, sampler, seed, unmatched)
 
 
 def _draw_result(cancel: gr.Button) -> Result:
