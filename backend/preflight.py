@@ -19,8 +19,8 @@ from backend.tables.sizes import FULL_SIZE
 from backend.tables.widths import find_widths
 from backend.workspace import LORA, PROJECT, WEIGHTS, kind_of
 
-# What a command writes is not looked for, nor a state, which the launcher itself puts into the folder of a run.
-UNJUDGED = ("output_dir", "outdir", "logging_dir", "dst", "save_to", "dataset_toml", "resume")
+# What a command writes is not looked for. Datasets and states are judged by those who can read them.
+UNJUDGED = ("dst", "save_to", "dataset_toml", "in_json")
 LORA_FILES = ("network_weights", "base_weights")
 # A PEFT adapter: its folder, or its weights beside their config.
 ADAPTER, ADAPTER_SUFFIX = "adapter_config.json", ".bin"
@@ -106,8 +106,6 @@ def _judge_of(name: str, widget: str) -> Callable[[str], str] | None:
         "model": model_problem,
         "checkpoint": checkpoint_problem,
         "file": file_problem,
-        "dataset": file_problem,
-        "folder": folder_problem,
     }.get(widget)
 
 
@@ -170,14 +168,6 @@ def file_problem(text: str) -> str:
     if path.is_dir():
         return f"{text} is a folder; name a file"
     return "" if path.exists() else f"there is no file {text}; choose another"
-
-
-def folder_problem(text: str) -> str:
-    """Whether a folder is there; "" if it is."""
-    path = _path(text)
-    if path is None:
-        return _no_path(text)
-    return "" if path.is_dir() else f"there is no folder {text}; choose another"
 
 
 def _path(text: str) -> Path | None:

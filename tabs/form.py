@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from backend.bounded import split_lines
 from backend.config.base import Command, Leaf, leaves, parse_text
 from tabs.text import empty
 
@@ -55,10 +56,10 @@ def from_widget(leaf: Leaf, shown: Any) -> Any:
         if is_number(leaf.element):
             # Also as the help and toml write several: [2.0, 4.0].
             text = text.strip("[]()").replace(",", "\n")
-        items = tuple(parse_text(leaf.element, line.strip()) for line in text.splitlines() if line.strip())
+        items = tuple(parse_text(leaf.element, line.strip()) for line in split_lines(text) if line.strip())
         return items or (None if leaf.optional else ())
     if leaf.kind == "table":
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        return [line.strip() for line in split_lines(text) if line.strip()]
     if not text:
         return None if leaf.optional or leaf.required or leaf.kind != "str" else ""
     return parse_text(leaf, text)

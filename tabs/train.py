@@ -134,7 +134,8 @@ def check(workspace: Workspace, values: Mapping[str, Any], settings: Mapping[str
     """Everything that is wrong with a form and its dataset, by field; the dataset's settings are written on the way."""
     own = {"output_dir": str(workspace.jobs)}
     problems = base.problems(TrainNetwork, values, own)
-    problems |= {name: text for name, text in _seen(values).items() if name not in problems}
+    seen = preflight.problems(TrainNetwork, values)
+    problems |= {name: text for name, text in seen.items() if name not in problems}
     if values.get("resume") and "resume" not in problems:
         try:
             check_state(Path(str(values["resume"])).expanduser())
@@ -157,12 +158,6 @@ def doubt(values: Mapping[str, Any]) -> str:
     if not found.unused or not is_full_size(str(values.get("pretrained_model_name_or_path") or "")):
         return ""
     return f"{found.line}. On the CPU a model of this size takes hours where a GPU takes minutes."
-
-
-def _seen(values: Mapping[str, Any]) -> dict[str, str]:
-    """What can be seen to be wrong with the files that a form names; its dataset is judged by itself."""
-    own = ("dataset_config", "train_data_dir", "reg_data_dir", "in_json")
-    return preflight.problems(TrainNetwork, {name: value for name, value in values.items() if name not in own})
 
 
 def _check_dataset(

@@ -65,7 +65,6 @@ def test_every_option_that_names_a_file_is_judged(files: Path) -> None:
         "base_weights": [f"{files}/lora.safetensors", "/gone.safetensors"],
         "sample_prompts": f"{files}/gone.txt",
         "metadata_thumbnail": "/gone.png",
-        "train_data_dir": "/gone",
         "output_dir": "/gone",
     }
     assert problems(TrainNetwork, values).keys() == values.keys() - {"output_dir"}
