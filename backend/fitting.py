@@ -99,9 +99,9 @@ def size_problems(
     found = {}
     for name, value in (("width", width), ("height", height)):
         if value is not None and value < GRID:
-            found[name] = f"{value} is too small: a picture needs at least {GRID} pixels a side"
+            found[name] = f"must be at least {GRID}"
         elif value is not None and value % GRID:
-            found[name] = f"{value} is not a multiple of {GRID}; take {_nearest(value)}"
+            found[name] = f"must be a multiple of {GRID}"
     if found or (width is None and height is None):
         return found
     memory = memory or drawing_memory()
@@ -127,10 +127,6 @@ def most_pixels(model: str, memory: Memory | None) -> int:
 def _own_side(model: str, other: int | None) -> int:
     """A side that is the model's own; of a small model, which may be any, the other side."""
     return _RESOLUTION[find_widths(model).widths.family] if is_full_size(model) else other or GRID
-
-
-def _nearest(value: int) -> int:
-    return max(GRID, round(value / GRID) * GRID)
 
 
 def is_full_size(model: str) -> bool:
@@ -169,7 +165,9 @@ def _side_problems(sides: Mapping[str, Any], model: str, memory: Memory | None) 
         except (TypeError, ValueError):
             return f"{name} must be a whole number, got {value}"
     wrong = size_problems(numbers.get("width"), numbers.get("height"), model, memory)
-    return next((f"{name} {message}" for name, message in wrong.items()), "")
+    for name, message in wrong.items():
+        return f"{name} {message}, got {numbers[name]}" if message.startswith("must") else f"{name} {message}"
+    return ""
 
 
 def _prompt_sizes(path: Path) -> list[tuple[str, dict[str, Any]]]:

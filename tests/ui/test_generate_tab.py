@@ -234,7 +234,7 @@ def test_what_cannot_be_drawn_is_red_at_its_field(open_page: Callable[..., Page]
     page.keyboard.press("Control+Enter")
     for field, words in (
         ("model", "there is no file or folder /no/such/model"),
-        ("height", "12 is not a multiple of 8; take 16"),
+        ("height", "must be a multiple of 8"),
         ("seed", "must be a whole number"),
     ):
         expect(page.locator(f"#generate-{field}.invalid")).to_contain_text(words)

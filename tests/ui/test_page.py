@@ -87,7 +87,7 @@ def test_what_is_wrong_with_files_and_sizes_is_said_at_the_field(tmp_path: Path)
     }
     found = train.check(workspace, values, {})
     assert found.keys() == {"pretrained_model_name_or_path", "vae", "sample_prompts"}
-    assert found["sample_prompts"] == "line 1: width 708 is not a multiple of 8; take 704"
+    assert found["sample_prompts"] == "line 1: width must be a multiple of 8, got 708"
 
 
 @pytest.mark.browser
