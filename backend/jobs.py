@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from backend import events
-from backend.errors import UserError, workspace_errors
+from backend.errors import ConfigError, UserError, workspace_errors
 from backend.job import JOB_ID, Job, read_job, read_pid
 from backend.job_runner import reserve, write_exit
 from backend.workspace import PROJECT, Workspace
@@ -40,14 +40,17 @@ def check_config(command: str, path: Path) -> None:
 
     Raises:
         UserError: for an unknown command.
-        ConfigError: naming the wrong fields.
+        ConfigError: naming the wrong fields, and those that name files which are not there.
     """
     # Imported when a job is made: this module itself needs the standard library only.
-    from backend import commands
+    from backend import commands, preflight
     from backend.config import base
 
     config_class = commands.find(command).config_class()
-    base.resolve(config_class, base.read_toml(config_class, path))
+    config = base.resolve(config_class, base.read_toml(config_class, path))
+    wrong = preflight.problems(config_class, base.values(config))
+    if wrong:
+        raise ConfigError(list(wrong.items()))
 
 
 class Jobs:

@@ -1,10 +1,12 @@
 """The page in the browser, one tab for each row of TABS. `build` makes it, `LAUNCH` goes to its `launch()`."""
 
 from collections.abc import Callable, Mapping
+from html import escape
 from typing import Any
 
 import gradio as gr
 
+from backend import gpus
 from backend.serving import Services
 from tabs import diff_extract, dylora, generate, merge, resize, svd_merge, theme, train
 
@@ -31,7 +33,8 @@ def build(services: Services) -> gr.Blocks:
     """
     timers: dict[str, gr.Timer] = {}
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False) as page:
-        gr.HTML(theme.BRAND, elem_id="brand", padding=False)
+        gr.HTML(theme.BRAND, elem_id="brand", padding=False, js_on_load=theme.PRESSED)
+        gr.HTML(device_line(gpus.verdict()), elem_id="device", padding=False)
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             for label, draw in TABS:
                 name = tab_id(label)
@@ -43,6 +46,11 @@ def build(services: Services) -> gr.Blocks:
         _rest_unseen(tabs, timers)
         _mark_nothing(page)
     return page
+
+
+def device_line(found: gpus.Verdict) -> str:
+    """What is said of the GPU at the page's top."""
+    return f'<span class="{"unused" if found.unused else "used"}">{escape(found.line)}</span>'
 
 
 def tab_id(label: str) -> str:

@@ -6,6 +6,7 @@ from functools import cached_property
 from html import escape
 from typing import Any
 
+from backend.bounded import split_lines
 from backend.config.network import NETWORK_ARGS, RATES, rank_problems, read_network_args
 from backend.config.ranks import NetworkSize, network_size, ranks_of_blocks, rate_weights
 from backend.config.text import read_pairs
@@ -88,7 +89,7 @@ def read_picture(choices: Choices) -> Picture:
     module, dim = choices.network_module, choices.network_dim
     if not isinstance(dim, int | float) or not float(dim).is_integer() or dim < 1:
         raise UserError("must be a whole number from 1", field="network_dim")
-    lines = [line.strip() for line in choices.network_args.splitlines() if line.strip()]
+    lines = [line.strip() for line in split_lines(choices.network_args) if line.strip()]
     typed, problems = read_network_args(module, lines)
     problems = problems or ([] if choices.dim_from_weights else rank_problems(module, int(dim), typed))
     if problems:

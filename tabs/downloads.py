@@ -34,5 +34,11 @@ def forget(job_id: str) -> None:
         shutil.rmtree(_folder(job_id))
 
 
+def forget_file(job_id: str, name: str) -> None:
+    """Give up the second name of a single file of a run."""
+    with contextlib.suppress(OSError):
+        (_folder(job_id) / name).unlink()
+
+
 def _folder(job_id: str) -> Path:
     return Path(os.environ.get("GRADIO_TEMP_DIR") or gr.utils.get_upload_folder()) / "runs" / job_id

@@ -12,11 +12,14 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from backend.bounded import split_lines
 from backend.config.base import Command, Leaf, leaves, parse_text
+from tabs.text import empty
 
 # Above this a browser's numbers are no longer exact.
 EXACT = 2**53
 UNSET = "unset"
+NO_HIT = "Try another word, or a part of it; an empty field shows every option again."
 
 
 def plain(update: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,10 +56,10 @@ def from_widget(leaf: Leaf, shown: Any) -> Any:
         if is_number(leaf.element):
             # Also as the help and toml write several: [2.0, 4.0].
             text = text.strip("[]()").replace(",", "\n")
-        items = tuple(parse_text(leaf.element, line.strip()) for line in text.splitlines() if line.strip())
+        items = tuple(parse_text(leaf.element, line.strip()) for line in split_lines(text) if line.strip())
         return items or (None if leaf.optional else ())
     if leaf.kind == "table":
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        return [line.strip() for line in split_lines(text) if line.strip()]
     if not text:
         return None if leaf.optional or leaf.required or leaf.kind != "str" else ""
     return parse_text(leaf, text)
@@ -223,6 +226,11 @@ class Form:
         ]
         return accordions + [gr.update(visible=True if name in hits else "hidden") for name in self._found]
 
+    def finds(self, query: str) -> bool:
+        """Whether a search leaves any option to be seen."""
+        hits = {name for name, leaf in self.leaves.items() if _matches(leaf, query.lower().split())}
+        return any(hits & set(names) for _, names, _ in self.groups)
+
     @property
     def searched(self) -> list[Any]:
         """What `search` updates."""
@@ -235,7 +243,7 @@ class Form:
         return [name for name in self.widgets if name in grouped]
 
 
-def marked(problem: str | None, help_text: str, *classes: str) -> dict[str, Any]:
+def marked(problem: str | None, help_text: str | None, *classes: str) -> dict[str, Any]:
     """The update of a widget that shows a problem in place of its help, or takes one away."""
     kept = ["option", *classes]
     if problem is None:
@@ -296,8 +304,19 @@ def draw_search(form: Form) -> None:
         elem_id="find-option",
         max_lines=1,
     )
+    nothing = gr.HTML(elem_id="find-nothing", padding=False)
+
+    def find(words: str) -> list[Any]:
+        said = "" if form.finds(words) else empty(f"No option has “{words.strip()}” in its name or help", NO_HIT)
+        return [said, *form.search(words)]
+
     query.change(
-        form.search, query, form.searched, show_progress="hidden", api_name="find_option", api_visibility="private"
+        find,
+        query,
+        [nothing, *form.searched],
+        show_progress="hidden",
+        api_name="find_option",
+        api_visibility="private",
     )
 
 

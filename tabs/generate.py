@@ -9,14 +9,18 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from backend.bounded import split_lines
 from backend.config.base import leaves
 from backend.config.generate import GenImg
 from backend.errors import UserError
+from backend.preflight import lora_problem
 from backend.serving import Services
 from backend.workspace import DEMO_MODEL, PROJECT, Workspace
 from tabs import datasets, train
-from tabs.drawing import Canvas, run
-from tabs.slots import MAX_LORAS, Slot, draw_slot, lora_choices
+from tabs.drawing import MARKED, Canvas, Desk, cancel, run
+from tabs.files_box import draw_files_box
+from tabs.redraw import draw_keys
+from tabs.slots import ADD, MAX_LORAS, Slot, add_button, draw_slot, lora_choices
 from tabs.text import empty
 
 LEAVES = leaves(GenImg)
@@ -37,6 +41,7 @@ class Settings:
     scale: gr.Slider
     sampler: gr.Dropdown
     seed: gr.Textbox
+    allow_unmatched: gr.Checkbox
 
     @property
     def inputs(self) -> list[Component]:
@@ -53,6 +58,7 @@ class Result:
     parameters: gr.Textbox
     download: gr.DownloadButton
     history: gr.Gallery
+    cancel: gr.Button
 
     @property
     def outputs(self) -> list[Any]:
@@ -81,19 +87,29 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
     with gr.Row(elem_id="generate-columns"):
         with gr.Column(scale=5, min_width=400):
             model, prompt, negative = _draw_prompt(services)
-            generate = gr.Button("Generate", variant="primary", size="lg", elem_id="generate")
+            with gr.Row(elem_classes=["run-buttons"]):
+                generate = gr.Button(
+                    "Generate", variant="primary", size="lg", scale=4, min_width=110, elem_id="generate"
+                )
+                stop = gr.Button(
+                    "Cancel", variant="stop", size="lg", scale=1, min_width=90, interactive=False, elem_id="cancel"
+                )
+            again = draw_keys()
             with gr.Accordion("LoRA", open=True, elem_classes=["section"], elem_id="loras"):
                 path, known = newest(services), lora_choices(services.jobs, services.workspace)
                 nothing = gr.HTML(empty(*NO_LORA), visible=not known)
                 slots = [draw_slot(bool(known), path, known)]
                 slots += [draw_slot(False, None, known) for _ in range(MAX_LORAS - 1)]
-                add = gr.Button("Add a LoRA", size="sm", elem_id="lora-add")
-            settings = _draw_settings(services.workspace, model, prompt, negative)
+                add = gr.Button(ADD, size="sm", elem_id="lora-add")
+                unmatched = _draw_unmatched()
+            settings = _draw_settings(services.workspace, (model, prompt, negative), unmatched)
+            desk = Desk()
+            box = draw_files_box(services, tab, desk.paths)
         with gr.Column(scale=5, min_width=400):
-            result = _draw_result()
+            result = _draw_result(stop)
     rows = gr.State(Rows(own=path))
-    _connect_rows(services, (page, tab), rows, (nothing, slots, add))
-    _connect_pictures(services, generate, settings, (slots, result))
+    _connect_rows(services, [page.load, tab.select, box.changed.change], rows, (nothing, slots, add))
+    _connect_pictures(services, (generate, again), settings, (slots, result, desk))
     gr.on(
         [page.load, tab.select],
         lambda: gr.update(choices=services.workspace.list_models()),
@@ -118,7 +134,8 @@ def _draw_prompt(services: Services) -> tuple[gr.Dropdown, gr.Textbox, gr.Textbo
             known,
             value=DEMO_MODEL,
             label="Model",
-            info="A model of the workspace, a path, or a hub name (org/repo, or org/repo/file.safetensors).",
+            info=MARKED["model"],
+            elem_classes=["option"],
             allow_custom_value=True,
             elem_id="generate-model",
             interactive=True,
@@ -130,6 +147,7 @@ def _draw_prompt(services: Services) -> tuple[gr.Dropdown, gr.Textbox, gr.Textbo
             lines=2,
             max_lines=6,
             elem_id="prompt",
+            elem_classes=["option"],
             interactive=True,
         )
         negative = gr.Textbox(
@@ -146,7 +164,7 @@ def first_sample(workspace: Workspace) -> str:
     """The first sample prompt of the demo preset, with its options; "" if it has none."""
     preset = train.preset_values(workspace, train.PRESET)
     text = train.read_text(str(preset.get("sample_prompts", "")), (PROJECT,)) or ""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line for line in split_lines(text) if line.strip() and not line.startswith("#")]
     return lines[0].strip() if lines else ""
 
 
@@ -169,13 +187,33 @@ def first_number(workspace: Workspace, flag: str, otherwise: float) -> float:
     return float(found[1]) if found else otherwise
 
 
-def _draw_settings(workspace: Workspace, model: gr.Dropdown, prompt: gr.Textbox, negative: gr.Textbox) -> Settings:
+def _draw_unmatched() -> gr.Checkbox:
+    return gr.Checkbox(
+        False,
+        label="allow_unmatched",
+        info="Leave out layers of a LoRA that match nothing in the model, instead of refusing the file.",
+        elem_id="generate-unmatched",
+        elem_classes=["option"],
+        interactive=True,
+    )
+
+
+def _draw_settings(
+    workspace: Workspace, texts: tuple[gr.Dropdown, gr.Textbox, gr.Textbox], unmatched: gr.Checkbox
+) -> Settings:
     common: dict[str, Any] = {"min_width": 150, "interactive": True}
     with gr.Accordion("Picture", open=True, elem_classes=["section"]):
         with gr.Row():
             # Text, because a number that is empty from the start shows as 0.
             width, height, seed = (
-                gr.Textbox(label=label, placeholder=unset, elem_id=f"generate-{label.lower()}", max_lines=1, **common)
+                gr.Textbox(
+                    label=label,
+                    placeholder=unset,
+                    elem_id=f"generate-{label.lower()}",
+                    elem_classes=["option"],
+                    max_lines=1,
+                    **common,
+                )
                 for label, unset in (("Width", "the model's"), ("Height", "the model's"), ("Seed", "a new one"))
             )
             sampler = gr.Dropdown(
@@ -204,10 +242,10 @@ def _draw_settings(workspace: Workspace, model: gr.Dropdown, prompt: gr.Textbox,
                 elem_id="generate-scale",
                 **common,
             )
-    return Settings(model, prompt, negative, width, height, steps, scale, sampler, seed)
+    return Settings(*texts, width, height, steps, scale, sampler, seed, unmatched)
 
 
-def _draw_result() -> Result:
+def _draw_result(cancel: gr.Button) -> Result:
     status = gr.HTML(empty(*IDLE), elem_id="generate-status", padding=False)
     picture = gr.Image(
         show_label=False,
@@ -240,12 +278,12 @@ def _draw_result() -> Result:
         visible=False,
         elem_id="history",
     )
-    return Result(gr.State(Canvas()), status, picture, parameters, download, history)
+    return Result(gr.State(Canvas()), status, picture, parameters, download, history, cancel)
 
 
 def _connect_rows(
     services: Services,
-    opened_by: tuple[gr.Blocks, gr.Tab],
+    opened_by: list[Any],
     rows: gr.State,
     widgets: tuple[gr.HTML, list[Slot], gr.Button],
 ) -> None:
@@ -258,7 +296,8 @@ def _connect_rows(
         known = lora_choices(services.jobs, services.workspace)
         now, first = renewed(now, paths, newest(services))
         # Without any, rows are hidden and hold nothing, also where the browser has missed that once before.
-        chosen = [gr.update(choices=known) if known else gr.update(choices=known, value=None) for _ in slots]
+        gone = [path is not None and lora_problem(path) != "" for path in paths]
+        chosen = [gr.update(choices=known, **({"value": None} if lost or not known else {})) for lost in gone]
         if first is not None:
             chosen[first] = gr.update(choices=known, value=now.own)
         seen = [gr.update(visible=bool(known) and shown) for shown in now.shown]
@@ -266,8 +305,7 @@ def _connect_rows(
 
     def more(now: Rows) -> list[Any]:
         if all(now.shown):
-            gr.Info(f"{MAX_LORAS} LoRAs at most.")
-            return [gr.skip()] * (1 + 3 * len(slots))
+            return [gr.skip()] * (2 + 3 * len(slots))
         place = now.shown.index(False)
         now = replace(now, shown=tuple(shown or number == place for number, shown in enumerate(now.shown)))
         known = lora_choices(services.jobs, services.workspace)
@@ -275,16 +313,15 @@ def _connect_rows(
         fresh = (gr.update(visible=bool(known)), gr.update(choices=known, value=newest(services)), gr.update(value=1.0))
         for column, update in zip(updates, fresh, strict=True):
             column[place] = update
-        return [now, *updates[0], *updates[1], *updates[2]]
+        return [now, add_button(now.shown), *updates[0], *updates[1], *updates[2]]
 
     def less(place: int, now: Rows) -> list[Any]:
         now = replace(now, shown=tuple(shown and number != place for number, shown in enumerate(now.shown)))
-        return [now, gr.update(visible=False), gr.update(value=None)]
+        return [now, add_button(now.shown), gr.update(visible=False), gr.update(value=None)]
 
     outlines, sliders = [slot.row for slot in slots], [slot.slider for slot in slots]
-    page, tab = opened_by
     gr.on(
-        [page.load, tab.select],
+        opened_by,
         opened,
         [rows, *files],
         [rows, nothing, *outlines, *files],
@@ -293,35 +330,43 @@ def _connect_rows(
         api_name="generate_opened",
         **private,
     )
-    add.click(more, rows, [rows, *outlines, *files, *sliders], api_name="lora_add", **private)
+    add.click(more, rows, [rows, add, *outlines, *files, *sliders], api_name="lora_add", **private)
     for number, slot in enumerate(slots):
-        outputs = [rows, slot.row, slot.file]
+        outputs = [rows, add, slot.row, slot.file]
         slot.remove.click(partial(less, number), rows, outputs, api_name=f"lora_remove_{number}", **private)
 
 
 def _connect_pictures(
-    services: Services, generate: gr.Button, settings: Settings, rest: tuple[list[Slot], Result]
+    services: Services, buttons: tuple[gr.Button, gr.Button], settings: Settings, rest: tuple[list[Slot], Result, Desk]
 ) -> None:
-    """Generate draws a picture, a released slider draws it again. A row that is not shown has no file."""
-    slots, result = rest
+    """Generate draws a picture, whatever is changed by hand draws it again. A row that is not shown has no file."""
+    slots, result, desk = rest
+    generate, again = buttons
 
-    def press(canvas: Canvas, *shown: Any) -> Iterator[list[Any]]:
-        yield from run(services, canvas, shown, again=False)
+    def press(request: gr.Request, canvas: Canvas, *shown: Any) -> Iterator[list[Any]]:
+        yield from run(services, desk, str(request.session_hash), canvas, shown, again=False)
 
-    def release(canvas: Canvas, *shown: Any) -> Iterator[list[Any]]:
-        yield from run(services, canvas, shown, again=True)
+    def release(request: gr.Request, canvas: Canvas, *shown: Any) -> Iterator[list[Any]]:
+        yield from run(services, desk, str(request.session_hash), canvas, shown, again=True)
 
     said = [*(slot.file for slot in slots), *(slot.slider for slot in slots)]
     inputs = [result.canvas, *settings.inputs, *said]
+    outputs = [*result.outputs, *(getattr(settings, name) for name in MARKED)]
     common: dict[str, Any] = {
         "show_progress": "hidden",
         "trigger_mode": "always_last",
         "concurrency_id": "generate",
         "concurrency_limit": 1,
     }
-    gr.on([generate.click, settings.prompt.submit], press, inputs, result.outputs, api_name="generate", **common)
-    releases = [slot.slider.release for slot in slots]
-    gr.on(releases, release, inputs, result.outputs, api_name="generate_again", **common)
+    gr.on([generate.click, settings.prompt.submit], press, inputs, outputs, api_name="generate", **common)
+    again.click(release, inputs, outputs, api_name="generate_again", **common)
+
+    def stop(request: gr.Request) -> None:
+        cancel(services, desk, str(request.session_hash))
+
+    result.cancel.click(
+        stop, None, None, show_progress="hidden", api_name="generate_cancel", api_visibility="private", queue=False
+    )
 
 
 def renewed(rows: Rows, paths: Sequence[str | None], newest_path: str | None) -> tuple[Rows, int | None]:

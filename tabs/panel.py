@@ -4,13 +4,15 @@ A job never lives in an event: a press writes its folder, and a timer reads what
 a closed browser loses nothing and an opened one finds the running job again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import gradio as gr
 
+from backend import commands
+from backend.config import base
 from backend.errors import UserError
 from backend.job import Job
 from backend.resuming import FINISHED, UNENDED, Point, outlook, resume
@@ -18,7 +20,8 @@ from backend.serving import Services
 from tabs import status as statuses
 from tabs import watch as watching
 from tabs.downloads import forget, offered
-from tabs.text import empty
+from tabs.questions import Deletion, Doubts, draw_deletion, draw_doubts
+from tabs.text import complaint, empty
 from tabs.watch import Watch
 
 TICK, IDLE_TICK = 2.0, 5.0
@@ -50,6 +53,8 @@ class Look:
         prefix: what the elements' ids begin with.
         preview: label of a second button, which starts a job that only shows what it would do; "" for none.
         resumes: whether a job that ended early can go on.
+        doubt: says, of a config's values, why its job had better not be started; "" where nothing speaks against it.
+        despite: label of the button that starts it all the same.
     """
 
     verb: str
@@ -58,6 +63,8 @@ class Look:
     prefix: str = ""
     preview: str = ""
     resumes: bool = False
+    doubt: Callable[[Mapping[str, Any]], str] = lambda values: ""
+    despite: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ class RunPanel:
     preview: gr.Button
     stop: gr.Button
     problems: gr.HTML
+    doubts: Doubts
     jobs: gr.Radio
     status: gr.HTML
     view: View
@@ -77,7 +85,7 @@ class RunPanel:
     log: gr.Textbox
     watch: gr.State
     timer: gr.Timer
-    deletion: "Deletion"
+    deletion: Deletion
     resume: gr.Button | None
 
     @property
@@ -94,16 +102,6 @@ class RunPanel:
             self.deletion.ask,
             *filter(None, [self.resume]),
         ]
-
-
-@dataclass(frozen=True)
-class Deletion:
-    """The widgets that delete the run that is looked at, once they have asked again."""
-
-    ask: gr.Button
-    confirm: gr.Row
-    really: gr.Button
-    keep: gr.Button
 
 
 def draw_panel(services: Services, tab: gr.Tab, command: str, look: Look) -> RunPanel:
@@ -125,6 +123,7 @@ def draw_panel(services: Services, tab: gr.Tab, command: str, look: Look) -> Run
             "Stop", variant="stop", size="lg", scale=1, interactive=False, elem_id=f"{command}-stop", min_width=70
         )
     problems = gr.HTML(elem_id=f"{command}-problems", padding=False)
+    doubts = draw_doubts(command, look.despite)
     status = gr.HTML(empty(*look.idle), elem_id=f"{command}-status", padding=False)
     view = look.view()
     files = gr.File(
@@ -144,7 +143,7 @@ def draw_panel(services: Services, tab: gr.Tab, command: str, look: Look) -> Run
                 "Resume", variant="primary", size="sm", visible=False, elem_id=f"{prefix}run-resume", min_width=150
             )
         ask = gr.Button("Delete this run", size="sm", visible=False, elem_id=f"{prefix}run-delete", min_width=110)
-    deletion = _draw_deletion(prefix, ask)
+    deletion = draw_deletion(prefix, ask)
     with gr.Accordion("Log", open=True, elem_id=f"{prefix}log-box"):
         log = gr.Textbox(
             show_label=False,
@@ -162,6 +161,7 @@ def draw_panel(services: Services, tab: gr.Tab, command: str, look: Look) -> Run
         preview=preview,
         stop=stop,
         problems=problems,
+        doubts=doubts,
         jobs=jobs,
         status=status,
         view=view,
@@ -174,13 +174,6 @@ def draw_panel(services: Services, tab: gr.Tab, command: str, look: Look) -> Run
     )
     _connect(services, tab, panel)
     return panel
-
-
-def _draw_deletion(prefix: str, ask: gr.Button) -> Deletion:
-    with gr.Row(visible=False, elem_id=f"{prefix}run-confirm") as confirm:
-        really = gr.Button("Delete it and its files for good", variant="stop", size="sm", elem_id=f"{prefix}run-really")
-        keep = gr.Button("Keep it", size="sm", elem_id=f"{prefix}run-keep")
-    return Deletion(ask, confirm, really, keep)
 
 
 def refresh(services: Services, panel: RunPanel, watch: Watch) -> list[Any]:
@@ -209,7 +202,7 @@ def refresh(services: Services, panel: RunPanel, watch: Watch) -> list[Any]:
         watch,
         _stop_button(watch, job),
         listing,
-        _status(services, watch, job, statuses.outlook_text(watch, job, found)),
+        _status(services, watch, job, _stopping(panel, job) or statuses.outlook_text(watch, job, found)),
         *parts,
         timer,
         _ended(watch, not job.active),
@@ -231,38 +224,50 @@ def _connect(services: Services, tab: gr.Tab, panel: RunPanel) -> None:
         watch.seen["asked"] = watch.job_id
         return [watch, gr.update(visible=True)]
 
+    # What they have to say stands below the buttons, where it covers none.
     def delete(watch: Watch) -> list[Any]:
         # The question was about one run: should the view have turned to another, it was not about that one.
+        told = ""
         try:
             if watch.seen.get("asked") == watch.job_id:
                 services.jobs.delete(watch.job_id)
                 forget(watch.job_id)
                 watch.look_at("")
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return [*refresh(services, panel, watch), gr.update(visible=False)]
+            told = complaint(error)
+        return [told, *refresh(services, panel, watch), gr.update(visible=False)]
 
     def stop(watch: Watch) -> list[Any]:
+        told = ""
         try:
-            job = services.jobs.stop(watch.job_id)
+            services.jobs.stop(watch.job_id)
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        if job.stopping and not watch.seen.get("told"):
-            saves = " and saves its state, so that it can be resumed" if panel.resume is not None else ""
-            gr.Info(f"The run ends after its present step{saves}. Press again to kill it at once.")
-            watch.seen["told"] = True
-        return refresh(services, panel, watch)
+            told = complaint(error)
+        return [told, *refresh(services, panel, watch)]
 
     def go_on(watch: Watch) -> list[Any]:
+        told = ""
         try:
+            doubt = panel.look.doubt(_config_of(services, panel, watch.job_id))
+            if doubt and watch.seen.get("doubted") != watch.job_id:
+                watch.seen["doubted"] = watch.job_id
+                raise UserError(f"{doubt} Press Resume again to go on all the same.")
             watch.look_at(resume(services.jobs, watch.job_id).id)
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return refresh(services, panel, watch)
+            told = complaint(error)
+        return [told, *refresh(services, panel, watch)]
 
+    answered = [panel.problems, *panel.outputs]
+    panel.doubts.rather_not.click(
+        lambda: ["", gr.update(visible=False)],
+        None,
+        [panel.problems, panel.doubts.row],
+        api_name=f"{panel.command}_rather_not",
+        **quiet,
+    )
     if panel.resume is not None:
         panel.resume.click(
-            go_on, panel.watch, panel.outputs, concurrency_limit=1, api_name=f"{panel.command}_resume", **quiet
+            go_on, panel.watch, answered, concurrency_limit=1, api_name=f"{panel.command}_resume", **quiet
         )
     gr.on(
         [panel.timer.tick, tab.select],
@@ -282,7 +287,7 @@ def _connect(services: Services, tab: gr.Tab, panel: RunPanel) -> None:
         api_name=f"{panel.command}_look",
         **quiet,
     )
-    panel.stop.click(stop, panel.watch, panel.outputs, api_name=f"{panel.command}_stop", **quiet)
+    panel.stop.click(stop, panel.watch, answered, api_name=f"{panel.command}_stop", **quiet)
     ask_again = panel.deletion.confirm
     panel.deletion.ask.click(
         ask, panel.watch, [panel.watch, ask_again], api_name=f"{panel.command}_delete_ask", **quiet
@@ -291,8 +296,18 @@ def _connect(services: Services, tab: gr.Tab, panel: RunPanel) -> None:
         lambda: gr.update(visible=False), None, ask_again, api_name=f"{panel.command}_delete_keep", **quiet
     )
     panel.deletion.really.click(
-        delete, panel.watch, [*panel.outputs, ask_again], api_name=f"{panel.command}_delete", **quiet
+        delete, panel.watch, [*answered, ask_again], api_name=f"{panel.command}_delete", **quiet
     )
+
+
+def _config_of(services: Services, panel: RunPanel, job_id: str) -> dict[str, Any]:
+    """The values of a job's config.
+
+    Raises:
+        UserError: the job is gone, or its config cannot be read.
+    """
+    kind = commands.find(panel.command).config_class()
+    return base.flatten(kind, base.read_toml(kind, services.jobs.get(job_id).config))
 
 
 def begin(services: Services, panel: RunPanel, watch: Watch, toml: Callable[[Any], str], title: str) -> Job:
@@ -304,6 +319,14 @@ def begin(services: Services, panel: RunPanel, watch: Watch, toml: Callable[[Any
     job = services.jobs.start(panel.command, toml, title)
     watch.look_at(job.id)
     return job
+
+
+def _stopping(panel: RunPanel, job: Job) -> str:
+    """What is to come of a run that was asked to end; "" for another."""
+    if not job.stopping:
+        return ""
+    saves = " and saves its state, so that it can be resumed" if panel.resume is not None else ""
+    return f"The run ends after its present step{saves}. Press Kill to end it at once."
 
 
 def _stop_button(watch: Watch, job: Job) -> Any:

@@ -14,7 +14,8 @@ from backend.serving import Services
 from backend.workspace import WEIGHTS, module_of, slug
 from tabs.form import Composite, marked
 from tabs.lora_upload import take_lora
-from tabs.slots import MAX_LORAS, Slot, draw_slot, lora_choices
+from tabs.slots import MAX_LORAS, Slot, add_button, draw_slot, lora_choices
+from tabs.text import complaint
 
 Choices = list[tuple[str, str]]
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -79,11 +80,16 @@ class Picks:
             choice = self.dropdown(leaf, self.dyloras_first, scale=4, min_width=200)
             upload = self._upload_button("Upload a file")
 
-        def take(path: str) -> Any:
-            taken = self.take(path)
-            return gr.update(choices=self.dyloras_first(), value=taken)
+        told = gr.HTML(padding=False)
 
-        upload.upload(take, upload, choice, api_name=f"{self.prefix}upload", **QUIET)
+        def take(path: str) -> list[Any]:
+            try:
+                taken = self.take(path)
+            except UserError as error:
+                return [complaint(error), gr.skip()]
+            return ["", gr.update(choices=self.dyloras_first(), value=taken)]
+
+        upload.upload(take, upload, [told, choice], api_name=f"{self.prefix}upload", **QUIET)
         return choice
 
     def checkpoint(self, leaf: Leaf) -> Component:
@@ -104,9 +110,10 @@ class Picks:
         with gr.Row():
             add = gr.Button("Add a LoRA", size="sm", min_width=120, elem_id=f"{self.prefix}lora-add")
             upload = self._upload_button("Upload a LoRA")
+        told = gr.HTML(padding=False)
         shown = gr.State((True,) * FIRST_SHOWN + (False,) * (MAX_LORAS - FIRST_SHOWN))
         self.renewed += [(slot.file, self.loras) for slot in slots]
-        _connect_rows(self, shown, slots, (add, upload))
+        _connect_rows(self, shown, slots, (add, upload, told))
         files, sliders = [slot.file for slot in slots], [slot.slider for slot in slots]
 
         def mark(problems: Mapping[str, str]) -> list[Any]:
@@ -151,11 +158,12 @@ class Picks:
         return Composite((leaf.name,), [stem, kind], read_result, fill_result, mark)
 
     def take(self, path: str) -> str:
-        """Keep an uploaded LoRA; gives its path in the workspace."""
-        try:
-            return str(take_lora(self.services.workspace, Path(path)))
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+        """Keep an uploaded LoRA; gives its path in the workspace.
+
+        Raises:
+            UserError: it is no LoRA, or the disk is full.
+        """
+        return str(take_lora(self.services.workspace, Path(path)))
 
     def connect(self, tab: gr.Tab) -> None:
         """Ask for the choices again whenever the tab is opened: jobs, uploads and other tabs make new files."""
@@ -239,28 +247,32 @@ def _invalid(name: str, problems: Mapping[str, str]) -> list[str]:
     return ["invalid"] if name in problems else []
 
 
-def _connect_rows(picks: Picks, shown: gr.State, slots: list[Slot], buttons: tuple[gr.Button, gr.UploadButton]) -> None:
-    add, upload = buttons
+def _connect_rows(
+    picks: Picks, shown: gr.State, slots: list[Slot], rest: tuple[gr.Button, gr.UploadButton, gr.HTML]
+) -> None:
+    add, upload, told = rest
     prefix = picks.prefix
     files = [slot.file for slot in slots]
 
     def more(now: tuple[bool, ...]) -> tuple[bool, ...]:
         if all(now):
-            gr.Info(f"{MAX_LORAS} LoRAs at most.")
             return now
         place = now.index(False)
         return tuple(seen or number == place for number, seen in enumerate(now))
 
     def take(path: str, now: tuple[bool, ...], *chosen: str | None) -> list[Any]:
-        taken, known = picks.take(path), picks.loras()
+        try:
+            taken, known = picks.take(path), picks.loras()
+        except UserError as error:
+            return [complaint(error), *[gr.skip()] * (1 + len(slots))]
         updates = [gr.update(choices=known) for _ in slots]
         free = [number for number, file in enumerate(chosen) if not file]
         if taken in chosen or not free:
-            return [now, *updates]
+            return ["", now, *updates]
         # A row that is to be seen comes first.
         place = next((number for number in free if now[number]), free[0])
         updates[place] = gr.update(choices=known, value=taken)
-        return [tuple(seen or number == place for number, seen in enumerate(now)), *updates]
+        return ["", tuple(seen or number == place for number, seen in enumerate(now)), *updates]
 
     def less(place: int) -> Callable[[tuple[bool, ...]], list[Any]]:
         def remove(now: tuple[bool, ...]) -> list[Any]:
@@ -270,11 +282,11 @@ def _connect_rows(picks: Picks, shown: gr.State, slots: list[Slot], buttons: tup
         return remove
 
     def seen(now: tuple[bool, ...]) -> list[Any]:
-        return [gr.update(visible=each) for each in now]
+        return [add_button(now), *(gr.update(visible=each) for each in now)]
 
     add.click(more, shown, shown, api_name=f"{prefix}lora_add", **QUIET)
-    upload.upload(take, [upload, shown, *files], [shown, *files], api_name=f"{prefix}lora_upload", **QUIET)
+    upload.upload(take, [upload, shown, *files], [told, shown, *files], api_name=f"{prefix}lora_upload", **QUIET)
     for number, slot in enumerate(slots):
         outputs = [shown, slot.file, slot.slider]
         slot.remove.click(less(number), shown, outputs, api_name=f"{prefix}lora_remove_{number}", **QUIET)
-    shown.change(seen, shown, [slot.row for slot in slots], api_name=f"{prefix}lora_rows", **QUIET)
+    shown.change(seen, shown, [add, *(slot.row for slot in slots)], api_name=f"{prefix}lora_rows", **QUIET)

@@ -9,7 +9,7 @@ import gradio as gr
 
 from backend import bounded
 from backend.config import presets
-from backend.config.base import leaves, to_toml
+from backend.config.base import Command, leaves, to_toml
 from backend.config.dialects.export import to_scripts
 from backend.config.dialects.foreign import LORA, SUFFIXES, read_foreign
 from backend.config.dialects.reading import Imported
@@ -23,6 +23,8 @@ from tabs.text import complaint, notice
 IMPORT_BYTES = 1024 * 1024
 FORMATS = """<div class="hint">Import reads a toml of ours or of sd-scripts, a JSON of kohya_ss' GUI, and how a LoRA
 file (.safetensors) was trained.</div>"""
+# What the row asks about: what is to be done, and the preset's name.
+NOTHING, REPLACE, DELETE = ("", ""), "replace", "delete"
 # The text comes from the server, the file is made by the browser: no path is involved.
 DOWNLOAD = """(name, text) => {
   const link = document.createElement('a');
@@ -49,6 +51,7 @@ class PresetRow:
     confirm: gr.Row
     really: gr.Button
     keep: gr.Button
+    asked: gr.State
     answer: gr.HTML
     export_name: gr.Textbox
     export_text: gr.Textbox
@@ -97,14 +100,15 @@ def draw_preset_row(
                 files = _draw_files(prefix, foreign)
         if foreign:
             gr.HTML(FORMATS, padding=False)
+        answer = gr.HTML(elem_id=f"{prefix}preset-answer", padding=False)
         with gr.Row(visible=False, elem_id=f"{prefix}preset-confirm") as confirm:
             really = gr.Button("Delete it for good", variant="stop", size="sm", elem_id=f"{prefix}preset-really")
             keep = gr.Button("Keep it", size="sm", elem_id=f"{prefix}preset-keep")
-        answer = gr.HTML(elem_id=f"{prefix}preset-answer", padding=False)
+        asked = gr.State(NOTHING)
         export_name, export_text = gr.Textbox(visible=False), gr.Textbox(visible=False)
     return PresetRow(
         *(choice, name, load, save, rename, delete, *files),
-        *(confirm, really, keep, answer, export_name, export_text),
+        *(confirm, really, keep, asked, answer, export_name, export_text),
     )
 
 
@@ -150,14 +154,32 @@ def connect_presets(services: Services, row: PresetRow, form: Form) -> None:
         except UserError as error:
             return [complaint(error), *unfilled]
 
+    # Each gives updates of `answers`.
     def save(name: str, *shown: Any) -> list[Any]:
         try:
-            lines: list[str] = []
-            values = presets.portable(kind, read_changed(form, shown), lines)
-            preset = presets.save(kind, name, values, root)
+            taken = presets.existing(kind, name, root)
+            if taken is not None:
+                told = f"There is a preset {taken.name} already. Replace it, or give another name."
+                return [notice(told), gr.skip(), *ask(REPLACE, taken.name)]
+            saved, left = write_preset(form, shown, name, root)
         except UserError as error:
-            return [complaint(error), gr.skip()]
-        return [notice(" ".join([f"Saved as {preset.name}.", *(f"{line}." for line in lines)])), chosen(preset.name)]
+            return [complaint(error), gr.skip(), *hidden()]
+        return [notice(f"Saved as {saved}.{left}"), chosen(saved), *hidden()]
+
+    def really(asked: tuple[str, str], *shown: Any) -> list[Any]:
+        (what, name), left = asked, ""
+        try:
+            if what == REPLACE:
+                name, left = write_preset(form, shown, name, root)
+            elif what == DELETE:
+                presets.delete(kind, name, root)
+            else:
+                raise UserError("press Save or Delete first", "preset")
+        except UserError as error:
+            return [complaint(error), gr.skip(), *hidden()]
+        if what == DELETE:
+            return [notice(f"{name} is deleted."), chosen(None), *hidden()]
+        return [notice(f"{name} is replaced by what the form says.{left}"), chosen(name), *hidden()]
 
     def rename(old: str | None, name: str) -> list[Any]:
         try:
@@ -168,13 +190,6 @@ def connect_presets(services: Services, row: PresetRow, form: Form) -> None:
             return [complaint(error), gr.skip()]
         return [notice(f"{old} is now called {preset.name}."), chosen(preset.name)]
 
-    def delete(name: str | None) -> list[Any]:
-        try:
-            presets.delete(kind, name or "", root)
-        except UserError as error:
-            return [complaint(error), gr.skip(), gr.update(visible=False)]
-        return [notice(f"{name} is deleted."), chosen(None), gr.update(visible=False)]
-
     filled = [row.answer, *form.inputs]
     gr.on(
         [row.choice.input, row.load.click],
@@ -184,29 +199,40 @@ def connect_presets(services: Services, row: PresetRow, form: Form) -> None:
         api_name=f"{kind.command}_preset_load",
         **private,
     )
-    row.save.click(
-        save, [row.name, *form.inputs], [row.answer, row.choice], api_name=f"{kind.command}_preset_save", **private
-    )
+    answers = [row.answer, row.choice, row.confirm, row.really, row.asked]
+    command = kind.command
+    row.save.click(save, [row.name, *form.inputs], answers, api_name=f"{command}_preset_save", **private)
     row.rename.click(
-        rename, [row.choice, row.name], [row.answer, row.choice], api_name=f"{kind.command}_preset_rename", **private
+        rename, [row.choice, row.name], [row.answer, row.choice], api_name=f"{command}_preset_rename", **private
     )
-    row.delete.click(
-        lambda name: gr.update(visible=bool(name)),
-        row.choice,
-        row.confirm,
-        api_name=f"{kind.command}_preset_ask",
-        **private,
-    )
-    row.keep.click(
-        lambda: gr.update(visible=False), None, row.confirm, api_name=f"{kind.command}_preset_keep", **private
-    )
-    row.really.click(
-        delete,
-        row.choice,
-        [row.answer, row.choice, row.confirm],
-        api_name=f"{kind.command}_preset_delete",
-        **private,
-    )
+    row.delete.click(asker(kind, root), row.choice, answers, api_name=f"{command}_preset_ask", **private)
+    row.keep.click(lambda: ["", gr.skip(), *hidden()], None, answers, api_name=f"{command}_preset_keep", **private)
+    row.really.click(really, [row.asked, *form.inputs], answers, api_name=f"{command}_preset_delete", **private)
+
+
+def asker(kind: type[Command], root: Path) -> Callable[[str | None], list[Any]]:
+    """What Delete does: asks about a preset of the user's own, and says why where there is nothing to ask."""
+
+    def ask_delete(name: str | None) -> list[Any]:
+        try:
+            if not name or presets.existing(kind, name, root) is None:
+                raise UserError("choose a preset of your own first", "preset")
+        except UserError as error:
+            return [complaint(error), gr.skip(), *hidden()]
+        return ["", gr.skip(), *ask(DELETE, name)]
+
+    return ask_delete
+
+
+def ask(what: str, name: str) -> list[Any]:
+    """Updates of the confirming row, its button and what is asked, which put a question about a preset."""
+    words = f"Replace {name}" if what == REPLACE else f"Delete {name} for good"
+    return [gr.update(visible=True), gr.update(value=words), (what, name)]
+
+
+def hidden() -> list[Any]:
+    """The same, to take the question away."""
+    return [gr.update(visible=False), gr.skip(), NOTHING]
 
 
 def warning_of(values: Mapping[str, Any], root: Path) -> str:
@@ -306,6 +332,17 @@ def _read(form: Form, file: Path, foreign: bool) -> tuple[str, dict[str, Any]]:
     by_page = [name for name in values if name not in shown]
     kept = [name for name in shown if form.keeps(name, values)]
     return told(found, file.name, by_page, kept), values
+
+
+def write_preset(form: Form, shown: Sequence[Any], name: str, root: Path) -> tuple[str, str]:
+    """Save what a form says as a preset; its name, and in sentences what holds on one machine alone and is left out.
+
+    Raises:
+        UserError: the form or the name is wrong, or the preset cannot be written.
+    """
+    kind, lines = form.command_class, []
+    preset = presets.save(kind, name, presets.portable(kind, read_changed(form, shown), lines), root)
+    return preset.name, "".join(f" {line}." for line in lines)
 
 
 def read_changed(form: Form, shown: Sequence[Any]) -> Mapping[str, Any]:

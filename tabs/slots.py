@@ -1,7 +1,9 @@
 """Rows that each take a LoRA and a number: how much of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -10,6 +12,7 @@ from backend.workspace import Workspace
 from tabs.text import moment
 
 MAX_LORAS = 8
+ADD = "Add a LoRA"
 # Lowest, highest, step.
 MULTIPLIERS = (-1.0, 2.0, 0.05)
 
@@ -32,6 +35,12 @@ def lora_choices(jobs: Jobs, workspace: Workspace) -> list[tuple[str, str]]:
         run = runs.get(Path(path).parent.parent.name)
         found.append((f"{Path(path).stem} · {moment(run.created)}" if run else label, path))
     return found
+
+
+def add_button(shown: Sequence[bool]) -> dict[str, Any]:
+    """The update of the button that adds a row: once all are to be seen it says that there are no more."""
+    full = all(shown)
+    return gr.update(value=f"{MAX_LORAS} LoRAs at most" if full else ADD, interactive=not full)
 
 
 def draw_slot(

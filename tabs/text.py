@@ -30,6 +30,11 @@ def notice(message: str) -> str:
     return f'<div class="notice" role="status">{escape(message)}</div>'.replace("\n", "<br>")
 
 
+def warning(message: str) -> str:
+    """A line that somebody should read before going on."""
+    return f'<div class="warning" role="alert">{escape(message)}</div>'
+
+
 def empty(title: str, remedy: str) -> str:
     """What stands where there is nothing yet: what is missing and what to do."""
     return f'<div class="empty"><b>{escape(title)}</b><br>{escape(remedy)}</div>'

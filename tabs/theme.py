@@ -34,6 +34,11 @@ THEME = gr.themes.Base(
 ).set(
     body_background_fill="*neutral_50",
     body_background_fill_dark="*neutral_950",
+    # Hints and placeholders can be read: 4.5 and more against whatever they stand on.
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_400",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
     block_background_fill="white",
     block_background_fill_dark="*neutral_900",
     block_border_color="*neutral_200",
@@ -46,7 +51,7 @@ THEME = gr.themes.Base(
     block_title_text_color="*neutral_800",
     block_title_text_color_dark="*neutral_100",
     block_title_text_weight="500",
-    block_info_text_color="*neutral_500",
+    block_info_text_color="*neutral_600",
     block_info_text_color_dark="*neutral_400",
     block_info_text_size="*text_xs",
     block_shadow="none",
@@ -124,6 +129,12 @@ CSS = """
   background: var(--block-background-fill); border-top: 1px solid var(--block-border-color);
   border-right: 1px solid var(--block-border-color); border-bottom: 1px solid var(--block-border-color);
   overflow-wrap: anywhere; }
+ul.option-list:not(:has(li))::after { content: "Nothing in the list fits"; display: block; padding: 8px 12px;
+  color: var(--body-text-color-subdued); font-size: .9rem; }
+.warning { border: 1px solid #b45309; border-left-width: 4px; border-radius: 8px; padding: 10px 14px; line-height: 1.45;
+  background: color-mix(in srgb, #b45309 7%, var(--block-background-fill)); overflow-wrap: anywhere; }
+#device { color: var(--body-text-color-subdued); font-size: .85rem; line-height: 1.4; overflow-wrap: anywhere; }
+#device .unused { color: #b45309; } .dark #device .unused { color: #fbbf24; }
 .told { font-size: .9rem; line-height: 1.5; overflow-wrap: anywhere; }
 .told h4 { margin: 12px 0 4px; font-size: .92rem; font-weight: 600; }
 .told ul { margin: 0; padding: 0 0 0 18px; list-style: disc; } .told li { margin: 0 !important; }
@@ -137,6 +148,7 @@ CSS = """
 .status .state { font-size: .85rem; color: var(--body-text-color-subdued); white-space: nowrap; }
 .status .state.running { color: var(--primary-600); } .dark .status .state.running { color: var(--primary-300); }
 .status .state.failed, .status .state.interrupted { color: #dc2626; }
+.dark .status .state.failed, .dark .status .state.interrupted { color: #f87171; }
 .status .state.finished { color: #15803d; } .dark .status .state.finished { color: #4ade80; }
 .status .why { margin-top: 8px; color: #dc2626; } .dark .status .why { color: #f87171; }
 .status .warn { margin-top: 6px; color: #b45309; font-size: .9rem; } .dark .status .warn { color: #fbbf24; }
@@ -252,7 +264,7 @@ CSS = """
 .unet input::-webkit-inner-spin-button, .unet input::-webkit-outer-spin-button { appearance: none; margin: 0; }
 .unet input:focus { outline: 2px solid var(--primary-400); outline-offset: -1px; }
 .unet input:disabled { border-color: transparent; background: none; color: var(--body-text-color-subdued); }
-.unet .cell.none { opacity: .45; border-style: dashed; min-height: 20px; }
+.unet .cell.none { color: var(--body-text-color-subdued); border-style: dashed; min-height: 20px; }
 .unet .cell.off { border-style: dashed; background: none; }
 .unet .cell.off i { text-decoration: line-through; }
 .unet .cell.off .rate::after { background: var(--neutral-400); }
@@ -267,7 +279,12 @@ CSS = """
   .unet input { padding: 5px 4px; }
   .unet .mid { width: 60%; }
 }
-footer { opacity: .7; }
+/* What Gradio itself has to say stands in the half of the window in which nothing was pressed last. */
+.toast-wrap { top: auto !important; bottom: var(--size-3); left: auto !important; right: var(--size-3) !important;
+  max-width: min(26rem, calc(100vw - 24px)) !important; max-height: 40vh; overflow-y: auto; pointer-events: none; }
+[data-pressed=below] .toast-wrap { top: var(--size-3) !important; bottom: auto; }
+.dark button[role=tab].selected { color: var(--primary-300); }
+footer button, footer .divider { opacity: 1 !important; color: var(--body-text-color-subdued) !important; }
 #run-column { flex-wrap: nowrap; scrollbar-width: thin; }
 #run-column > * { flex-shrink: 0; max-width: 100%; }
 @media (min-width: 1000px) {
@@ -283,7 +300,18 @@ footer { opacity: .7; }
   .table table { font-size: .8rem; }
   .table th, .table td { padding: 4px 6px !important; }
   #generate-columns { flex-direction: column-reverse; }
+  #cancel { flex: 0 0 58px !important; min-width: 0 !important; padding: 0; font-size: .9rem; }
   #picture { height: min(560px, 100vw) !important; }
+}
+"""
+
+# Tells the style sheet in which half of the window the last press was.
+PRESSED = """
+if (!document.documentElement.dataset.pressed) {
+  const note = (y) => { document.documentElement.dataset.pressed = y > window.innerHeight / 2 ? "below" : "above"; };
+  document.addEventListener("pointerdown", (event) => note(event.clientY), true);
+  document.addEventListener("keydown", (event) => note(event.target.getBoundingClientRect?.().top ?? 0), true);
+  note(0);
 }
 """
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import gradio as gr
 
+from backend import preflight
 from backend.config import base
 from backend.config.base import Command, leaves
-from backend.config.paths import likely_path
 from backend.errors import ConfigError, UserError
 from backend.serving import Services
-from backend.workspace import PROJECT, WEIGHTS, Workspace
+from backend.workspace import Workspace
 from tabs.form import Form, Maker, draw_form
 from tabs.panel import Look, RunPanel, begin, draw_panel, refresh
 from tabs.picks import Picks
@@ -165,35 +165,8 @@ def problems(tool: Tool, workspace: Workspace, values: Values) -> dict[str, str]
     # A place that depends on what is missing is not asked for.
     placed = {} if missing else tool.place(values, workspace.jobs)
     wrong = base.problems(tool.config, values, placed)
-    wrong |= {name: text for name, text in missing_files(tool.config, values).items() if name not in wrong}
+    wrong |= {name: text for name, text in preflight.problems(tool.config, values).items() if name not in wrong}
     return wrong | {name: text for name, text in tool.check(workspace, values).items() if name not in wrong}
-
-
-def missing_files(config: type[Command], values: Values) -> dict[str, str]:
-    """Problems of the options that name files to be read: those that are not there."""
-    found = {}
-    for name, leaf in leaves(config).items():
-        value = values.get(name)
-        if not value or leaf.widget not in ("lora", "loras", "checkpoint"):
-            continue
-        for path in value if isinstance(value, tuple | list) else [value]:
-            text = missing_file(str(path), folder=leaf.widget == "checkpoint")
-            if text and name not in found:
-                found[name] = text
-    return found
-
-
-def missing_file(text: str, folder: bool) -> str:
-    """What is wrong with a path of weights, or of a folder with a model; "" if nothing is."""
-    path = PROJECT / likely_path(text)
-    try:
-        if path.is_file():
-            return "" if path.suffix.lower() in WEIGHTS else f"{text} is none of {', '.join(WEIGHTS)}"
-        if path.is_dir() and folder:
-            return "" if (path / "model_index.json").is_file() else f"{text} is no Diffusers folder"
-    except (OSError, ValueError):
-        return f"{text[:80]} is not a path"
-    return f"there is no file {text}; choose another"
 
 
 def names(paths: Any) -> str:

@@ -11,11 +11,13 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from backend import gpus, preflight
 from backend.config import base, presets
 from backend.config.base import Command, Leaf
 from backend.config.paths import likely_path
 from backend.config.train import TrainNetwork
 from backend.errors import ConfigError, UserError
+from backend.fitting import is_full_size
 from backend.serving import Services
 from backend.states import check_state
 from backend.workspace import DEMO_DATASET, PROJECT, Workspace
@@ -26,7 +28,7 @@ from tabs.form import Form, draw_form, draw_search, plain
 from tabs.launch_line import draw_launch_line
 from tabs.panel import Look, RunPanel, begin, draw_panel, refresh
 from tabs.preset_row import choices, connect_presets, draw_preset_row
-from tabs.text import problem_list, problems_of
+from tabs.text import problem_list, problems_of, warning
 from tabs.training_view import draw_training_view
 from tabs.watch import Watch
 
@@ -67,7 +69,8 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> gr.Timer:
             with search:
                 draw_search(form)
         with gr.Column(scale=5, min_width=400, elem_id="run-column"):
-            panel = draw_panel(services, tab, TrainNetwork.command, Look("Train", IDLE, view, resumes=True))
+            look = Look("Train", IDLE, view, resumes=True, doubt=doubt, despite="Train on the CPU all the same")
+            panel = draw_panel(services, tab, TrainNetwork.command, look)
     draw_launch_line(form)
     form.codecs["sample_prompts"] = keep
     form.lock()
@@ -132,6 +135,8 @@ def check(workspace: Workspace, values: Mapping[str, Any], settings: Mapping[str
     """Everything that is wrong with a form and its dataset, by field; the dataset's settings are written on the way."""
     own = {"output_dir": str(workspace.jobs)}
     problems = base.problems(TrainNetwork, values, own)
+    seen = preflight.problems(TrainNetwork, values)
+    problems |= {name: text for name, text in seen.items() if name not in problems}
     if values.get("resume") and "resume" not in problems:
         try:
             check_state(likely_path(str(values["resume"])))
@@ -146,6 +151,14 @@ def check(workspace: Workspace, values: Mapping[str, Any], settings: Mapping[str
     except UserError as error:
         problems |= dict(problems_of(error))
     return problems
+
+
+def doubt(values: Mapping[str, Any]) -> str:
+    """Why a run had better not be started: a full-size model would be trained on the CPU of a machine with a GPU."""
+    found = gpus.verdict()
+    if not found.unused or not is_full_size(str(values.get("pretrained_model_name_or_path") or "")):
+        return ""
+    return f"{found.line}. On the CPU a model of this size takes hours where a GPU takes minutes."
 
 
 def _check_dataset(
@@ -167,27 +180,34 @@ def _connect(services: Services, form: Form, box: DatasetBox, panel: RunPanel) -
     workspace = services.workspace
     count = len(form.widgets)
 
-    def train(watch: Watch, *shown: Any) -> list[Any]:
+    def train(confirmed: bool, watch: Watch, *shown: Any) -> list[Any]:
         values, problems = form.read(shown[:count])
         problems |= check(workspace, values, read_settings(shown[count:]))
+        unasked = gr.update(visible=False)
         try:
             if problems:
                 raise ConfigError(list(problems.items()))
+            text = "" if confirmed else doubt(values)
+            if text:
+                waiting = [warning(text), gr.update(visible=True)]
+                return [*waiting, *form.mark({}), *[gr.skip()] * len(panel.outputs)]
             begin(services, panel, watch, make_config(values), _title(workspace, values))
         except UserError as error:
             found = dict(problems_of(error))
-            return [problem_list(found.items()), *form.mark(found), *[gr.skip()] * len(panel.outputs)]
-        return ["", *form.mark({}), *refresh(services, panel, watch)]
+            return [problem_list(found.items()), unasked, *form.mark(found), *[gr.skip()] * len(panel.outputs)]
+        return ["", unasked, *form.mark({}), *refresh(services, panel, watch)]
 
-    panel.start.click(
-        train,
-        [panel.watch, *form.inputs, *box.settings],
-        [panel.problems, *form.markable, *panel.outputs],
-        show_progress="hidden",
-        concurrency_limit=1,
-        api_name="train",
-        api_visibility="private",
-    )
+    # Who calls these without the page confirms by the name that is called.
+    for button, confirmed, name in ((panel.start, False, "train"), (panel.doubts.really, True, "train_on_cpu")):
+        button.click(
+            partial(train, confirmed),
+            [panel.watch, *form.inputs, *box.settings],
+            [panel.problems, panel.doubts.row, *form.markable, *panel.outputs],
+            show_progress="hidden",
+            concurrency_limit=1,
+            api_name=name,
+            api_visibility="private",
+        )
     model = form.widgets["pretrained_model_name_or_path"]
     model.change(
         resolution_for,

@@ -86,6 +86,16 @@ def save(command_class: type[Command], name: str, config: Mapping[str, Any], roo
     return Preset(path.stem, path, shipped=False)
 
 
+def existing(command_class: type[Command], name: str, root: Path | None = None) -> Preset | None:
+    """The user's own preset of this name, which saving would replace; None without one.
+
+    Raises:
+        UserError: the name is not allowed or is a shipped preset's.
+    """
+    path = _own_path(command_class, name, root)
+    return Preset(path.stem, path, shipped=False) if path.exists() else None
+
+
 def rename(command_class: type[Command], name: str, new_name: str, root: Path | None = None) -> Preset:
     """Give the user's own preset another name.
 

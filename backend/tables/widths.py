@@ -29,10 +29,11 @@ _MIDDLE_TEXT = UNET_PREFIX + "middle_block.1.transformer_blocks.0.attn2.to_k.wei
 
 @dataclass(frozen=True)
 class Found:
-    """The widths of a model, and in words where they are from."""
+    """The widths of a model, in words where they are from, and whether they are its own or usual ones."""
 
     widths: ModelWidths
     source: str
+    is_own: bool = True
 
 
 def find_widths(model: str) -> Found:
@@ -52,7 +53,7 @@ def find_widths(model: str) -> Found:
         present = True
     family = _family_by_name(model)
     why = "the model's own could not be read" if present else "the model is not on this machine"
-    return Found(FULL_SIZE[family], f"usual ones of {title_of(family)}, as {why}")
+    return Found(FULL_SIZE[family], f"usual ones of {title_of(family)}, as {why}", is_own=False)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

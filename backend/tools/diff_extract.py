@@ -35,6 +35,10 @@ _UNCARRIED = (
 )
 
 
+# A preview shows at least the ranks up to this, where the modules have them.
+PREVIEW_RANK = 64
+
+
 @dataclass(frozen=True)
 class Extracted:
     """One module's result.
@@ -44,7 +48,7 @@ class Extracted:
         largest: absolute difference.
         total: squared norm of the difference.
         held: how much of that the layer holds, as it is saved.
-        values: the leading singular values, as many as the rank.
+        values: the leading singular values, as many as the rank; more for a preview.
     """
 
     layer: LoraLayer | None
@@ -66,7 +70,8 @@ def run(config: ExtractLora) -> None:
         original, tuned = (open_weights(source) for source in (config.models.model_org, config.models.model_tuned))
         check_models(config, original, tuned)
         ranks = ranks_of(config.difference, original)
-        found = extract_all(original, tuned, ranks, config.difference, device)
+        shown = PREVIEW_RANK if config.result.dry_run else 0
+        found = extract_all(original, tuned, ranks, config.difference, device, shown)
         notes = decide(found, original, config.difference.min_diff)
         layers = {key: one.layer for key, one in found.items() if one.layer is not None}
         notes += left_behind(original, tuned, ranks)
@@ -136,20 +141,34 @@ def ranks_of(options: Difference, weights: ModelWeights) -> dict[str, int]:
 
 
 def extract_all(
-    original: ModelWeights, tuned: ModelWeights, ranks: Mapping[str, int], options: Difference, device: torch.device
+    original: ModelWeights,
+    tuned: ModelWeights,
+    ranks: Mapping[str, int],
+    options: Difference,
+    device: torch.device,
+    shown: int = 0,
 ) -> dict[str, Extracted]:
-    """Every module's result by key."""
+    """Every module's result by key; `shown` as `extract_one` takes it."""
 
     def work(key: str) -> Extracted:
-        return extract_one(original.weight(key), tuned.weight(key), ranks[key], options, device)
+        return extract_one(original.weight(key), tuned.weight(key), ranks[key], options, device, shown)
 
     results = track(each(work, ranks, device, ahead=1), "extracting", len(ranks))
     return dict(zip(ranks, results, strict=True))
 
 
 @torch.no_grad()
-def extract_one(original: Tensor, tuned: Tensor, rank: int, options: Difference, device: torch.device) -> Extracted:
+def extract_one(
+    original: Tensor, tuned: Tensor, rank: int, options: Difference, device: torch.device, shown: int = 0
+) -> Extracted:
     """One module's difference, cut to a rank.
+
+    Args:
+        original, tuned: the weights.
+        rank: of the layer.
+        options: how it is computed and saved.
+        device: where.
+        shown: singular values beyond the rank are given too, up to so many.
 
     Raises:
         UserError: numbers that are not finite.
@@ -164,7 +183,7 @@ def extract_one(original: Tensor, tuned: Tensor, rank: int, options: Difference,
     if not largest < float("inf"):
         field = "model_org" if not bool(torch.isfinite(first).all()) else "model_tuned"
         raise UserError("has numbers that are not finite (NaN); the model is of no use", field=field)
-    spectrum = leading(difference, rank)
+    spectrum = leading(difference, max(rank, shown))
     like = LoraLayer(torch.empty(1, *original.shape[1:]), torch.empty(1, 1, *[1] * (original.ndim - 2)), 1.0)
     layer = cut(spectrum, rank, [like], options.clamp_quantile)
     layer = LoraLayer(layer.down.cpu(), layer.up.cpu(), layer.alpha)
@@ -283,6 +302,8 @@ def _kept(ones: Sequence[Extracted]) -> float:
 
 def curve_of(ones: Sequence[Extracted], itemsize: int) -> Curve:
     """Error and size of the file for every rank up to the one that was asked for, the same for all modules.
+
+    Of a preview, which is to show what a larger rank would keep, the ranks go up to PREVIEW_RANK.
 
     Args:
         itemsize: bytes of a saved number.

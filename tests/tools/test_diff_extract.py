@@ -120,6 +120,23 @@ def test_each_text_encoder_is_judged_by_itself(files: Files, tmp_path: Path, cap
     assert {key.split("_")[1] for key in read_lora(tmp_path / "o.safetensors").layers} == {"unet", "te1", "te2"}
 
 
+def test_a_preview_shows_what_larger_ranks_would_keep(files: Files, tmp_path: Path, monkeypatch) -> None:
+    source = files.checkpoint("sd1", dtype=torch.float32)
+    tuned = changed(source, tmp_path / "t.safetensors", {"attn1.to_q.weight": 0.1, "ff.net.2.weight": 0.1})
+    monkeypatch.setenv(events.VARIABLE, str(tmp_path / "events.jsonl"))
+    for more in (["--dry_run"], []):
+        assert extract(source, tuned, tmp_path / "o.safetensors", "--dim", 2, *more) == 0
+    preview, whole = [one for one in events.read(tmp_path / "events.jsonl")[0] if one["event"] == "report"]
+    widest = min(64, max(min(tensor.shape) for name, tensor in load_file(source).items() if "ff.net.2.weight" in name))
+    assert preview["curve"]["ranks"] == list(range(1, widest + 1)) and widest > 16
+    assert whole["curve"]["ranks"] == [1, 2]
+    errors = preview["curve"]["errors"]
+    assert errors == sorted(errors, reverse=True) and errors[:2] == pytest.approx(whole["curve"]["errors"], rel=1e-3)
+    assert preview["files"][0]["bytes"] == pytest.approx(whole["files"][0]["bytes"], rel=0.01)
+    kept = [float(dict(report["facts"])["energy kept"].split()[0]) for report in (preview, whole)]
+    assert kept[0] == pytest.approx(kept[1], rel=0.05)
+
+
 def test_what_a_lora_cannot_carry_is_told(files: Files, tmp_path: Path, capsys, monkeypatch) -> None:
     source = files.checkpoint("sd1")
     change = {"norm": 0.5, "bias": 0.5, "attn1.to_q": 0.5, "out_layers.3.weight": 0.5, "token_embedding": 0.5}

@@ -249,3 +249,8 @@ def test_a_mark_that_goes_leaves_the_help_of_the_widget_itself() -> None:
 
     form = draw(Weave, special={"name": own})
     assert dict(zip(form.widgets, form.mark({}), strict=False))["name"]["info"] == "my own words"
+
+
+def test_lines_end_where_lines_end_and_nowhere_else() -> None:
+    leaf = leaves(TrainNetwork)["network_args"]
+    assert from_widget(leaf, "conv_dim=4\r\nunit=2\x0bx\rb=\u2028c") == ["conv_dim=4", "unit=2\x0bx", "b=\u2028c"]

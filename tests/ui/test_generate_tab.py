@@ -162,6 +162,117 @@ def test_complaints_are_lines_that_name_the_field(open_page: Callable[..., Page]
     expect(page.locator("#generate-status .problems")).to_have_text("width must be a multiple of 8")
 
 
+def test_what_is_changed_by_hand_draws_again(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    open_tab(page)
+    shown = page.locator(PARAMETERS)
+    # Before there is a picture, steps can be set without drawing one.
+    page.locator("#generate-steps input[type=number]").fill("9")
+    page.fill("#prompt textarea", "by hand")
+    page.press("#prompt textarea", "Control+Enter")
+    expect(shown).to_have_value(re.compile("by hand\nSeed: 77, Dose: 1, "))
+    count = request_count(page)
+    number = page.locator(".multiplier input[type=number]").first
+    number.press_sequentially("x")
+    number.fill("0.55")
+    expect(shown).to_have_value(re.compile(f"Seed: 77, Dose: 0.55, Request: {count + 1}$"))
+    # A number that the slider cannot have waits until Enter brings it back.
+    number.fill("9")
+    page.wait_for_timeout(600)
+    assert request_count(page) == count + 1
+    number.press("Enter")
+    expect(shown).to_have_value(re.compile(f"Dose: 2, Request: {count + 2}$"))
+    slider = page.locator(".multiplier input[type=range]").first
+    slider.press("ArrowLeft")
+    expect(shown).to_have_value(re.compile(f"Dose: 1.95, Request: {count + 3}$"))
+    slider.press("Enter")
+    expect(shown).to_have_value(re.compile(f"Dose: 1.95, Request: {count + 4}$"))
+    page.locator("#generate-steps input[type=number]").fill("11")
+    expect(shown).to_have_value(re.compile(f"Dose: 1.95, Request: {count + 5}$"))
+    # To be in a field and to leave it changes nothing.
+    number.click()
+    page.locator("#generate-seed input").click()
+    page.wait_for_timeout(600)
+    assert request_count(page) == count + 5
+    page.keyboard.press("Control+Enter")
+    expect(shown).to_have_value(re.compile(f"Request: {count + 6}$"))
+
+
+def test_a_drawing_is_cancelled_by_its_own_browser_alone(open_page: Callable[..., Page]) -> None:
+    page, other = open_page(), open_page()
+    for each in (page, other):
+        open_tab(each)
+        expect(each.locator("#cancel")).to_be_disabled()
+    page.fill("#prompt textarea", "quick")
+    page.click("#generate")
+    expect(page.locator(PARAMETERS)).to_have_value(re.compile("quick"))
+    count = request_count(page)
+    page.fill("#prompt textarea", "slow")
+    page.click("#generate")
+    expect(page.locator("#cancel")).to_be_enabled()
+    other.locator("#cancel").evaluate("button => { button.disabled = false; button.click(); }")
+    other.wait_for_timeout(1000)
+    expect(page.locator("#cancel")).to_be_enabled()
+    page.click("#cancel")
+    expect(page.locator("#generate-status")).to_contain_text("Cancelled")
+    expect(page.locator("#cancel")).to_be_disabled()
+    # The last picture stays, and so does the worker.
+    assert request_count(page) == count
+    page.fill("#prompt textarea", "next")
+    page.click("#generate")
+    expect(page.locator(PARAMETERS)).to_have_value(re.compile(f"next.*Request: {count + 2}$", re.DOTALL))
+
+
+def test_what_cannot_be_drawn_is_red_at_its_field(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    open_tab(page)
+    page.fill("#prompt textarea", "wrong")
+    page.fill("#generate-model input", "/no/such/model")
+    page.fill("#generate-width input", "100000")
+    page.fill("#generate-height input", "12")
+    page.fill("#generate-seed input", "x")
+    page.keyboard.press("Control+Enter")
+    for field, words in (
+        ("model", "there is no file or folder /no/such/model"),
+        ("height", "must be a multiple of 8"),
+        ("seed", "must be a whole number"),
+    ):
+        expect(page.locator(f"#generate-{field}.invalid")).to_contain_text(words)
+        expect(page.locator("#generate-status .problems")).to_contain_text(words)
+    page.fill("#generate-model input", "backend/demo/model")
+    page.fill("#generate-height input", "100000")
+    page.fill("#generate-seed input", "")
+    page.press("#generate-seed input", "Control+Enter")
+    expect(page.locator("#generate-width.invalid")).to_contain_text("is the most that fits")
+    page.fill("#generate-width input", "")
+    page.fill("#generate-height input", "")
+    page.click("#generate")
+    expect(page.locator(PARAMETERS)).to_have_value(re.compile("wrong"))
+    expect(page.locator(".invalid")).to_have_count(0)
+
+
+def test_a_lora_is_deleted_once_it_is_asked_for_twice(open_page: Callable[..., Page], loras: Path) -> None:
+    page = open_page()
+    open_tab(page)
+    page.click("#workspace-files > button")
+    page.click("#files-delete")
+    expect(page.locator("#files-answer")).to_contain_text("choose what to delete first")
+    page.click("#files-choice input")
+    page.get_by_role("option", name="horns.safetensors").first.click()
+    page.keyboard.press("Escape")
+    page.click("#files-delete")
+    expect(page.locator("#files-really")).to_have_text("Delete horns.safetensors for good")
+    page.click("#files-keep")
+    expect(page.locator("#files-really")).not_to_be_visible()
+    assert (loras / "horns.safetensors").exists()
+    page.click("#files-delete")
+    page.click("#files-really")
+    expect(page.locator("#files-answer")).to_contain_text("Deleted horns.safetensors")
+    assert [path.name for path in loras.iterdir()] == ["stripes.safetensors"]
+    # The row that had it goes to what there is.
+    expect(page.locator(".lora-file input").first).to_have_value("loras/stripes.safetensors")
+
+
 def test_a_seed_of_ones_own_is_used(open_page: Callable[..., Page]) -> None:
     page = open_page()
     open_tab(page)
