@@ -19,9 +19,8 @@ from backend.replacing import replacing
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
-# Stable Diffusion's first checkpoints carry these beside their weights; loading them as what they are would need the
-# package and run its code.
-_INERT_GLOBALS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+# Names under which training programs keep their tables of weights.
+_TABLES = ("state_dict", "model_state_dict", "model", "module", "net", "vae", "params_ema", "params", "weights")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -49,12 +48,23 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    content = load_pickled(path, _INERT_GLOBALS, mapped=True)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping):
+    content = load_pickled(path, mapped=True)
+    tensors = _named(content)
+    for _ in _TABLES:
+        if not isinstance(content, Mapping):
+            break
+        inner = next((content[name] for name in _TABLES if isinstance(content.get(name), Mapping)), None)
+        if _named(inner):
+            tensors = _named(inner)
+        content = inner
+    if not tensors:
         raise UserError("holds no named tensors, so it is not a model", field=str(path))
-    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    return tensors
+
+
+def _named(content: object) -> dict[str, Tensor]:
+    items = content.items() if isinstance(content, Mapping) else ()
+    return {name: value for name, value in items if isinstance(name, str) and isinstance(value, Tensor)}
 
 
 @contextmanager
