@@ -360,5 +360,6 @@ _STEPS = {
     pickle.ADDITEMS[0]: Reader._no_items,
     pickle.FROZENSET[0]: Reader._frozen_set,
 }
-_REFUSED = {code[0]: Reader._refuse for code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.PERSID)}
+_CODES = (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.PERSID)
+_REFUSED = {code[0]: Reader._refuse for code in _CODES}
 Reader.dispatch = MappingProxyType(dict(pickle._Unpickler.dispatch) | _STEPS | _REFUSED)
