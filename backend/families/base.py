@@ -63,7 +63,7 @@ def read_checkpoint(
         source: a single file in the original layout (`.safetensors`, `.ckpt`), a Diffusers folder, a hub name
             `org/repo`, or `org/repo/file.safetensors`. What exists on the disk never touches the network.
         revision: branch, tag or commit on the hub.
-        vae: where the VAE to use in place of its own lies; its own is not looked at then, and need not be there.
+        vae: where the VAE to use in place of its own lies; its own may be broken then, or missing.
         needs_vae: refuse a model that has no VAE; else it comes without that part.
 
     Raises:
@@ -78,8 +78,8 @@ def read_checkpoint(
         checkpoint = FAMILIES[family].read_original(tensors, metadata, str(path), own_vae=vae is None)
     checkpoint.source = str(source)
     if vae is not None:
-        usual = FAMILIES[checkpoint.family].config()["vae"]
-        checkpoint.parts["vae"] = read_vae(vae, Part(usual, {}))
+        own = checkpoint.parts.get("vae") or Part(FAMILIES[checkpoint.family].config()["vae"], {})
+        checkpoint.parts["vae"] = read_vae(vae, own)
         # Here, so that what does not fit is told of the VAE and not of the model.
         empty_modules(Checkpoint(checkpoint.family, {"vae": checkpoint.parts["vae"]}, {}, vae))
     elif needs_vae and "vae" not in checkpoint.parts:

@@ -146,7 +146,7 @@ def read_folder(folder: Path, families: Mapping[str, Family], own_vae: bool = Tr
     """A Diffusers folder as a checkpoint, tensors as they are in its files; one without a VAE has no such part.
 
     Args:
-        own_vae: read its VAE.
+        own_vae: its VAE is used; else it only tells what another has to be like, and may be broken.
 
     Raises:
         UserError: a file is missing or damaged, or the model is of another family.
@@ -155,7 +155,10 @@ def read_folder(folder: Path, families: Mapping[str, Family], own_vae: bool = Tr
     parts = {}
     defaults = family.config()
     for name in family.parts:
-        if name == "vae" and not (own_vae and (folder / name).is_dir()):
+        if name == "vae" and not own_vae:
+            parts |= _vae_config(folder / name, defaults[name])
+            continue
+        if name == "vae" and not (folder / name).is_dir():
             continue
         if not (folder / name).is_dir():
             raise UserError(f"the {part_words(name)} is missing: there is no folder {name}", field=str(folder))
@@ -170,6 +173,14 @@ def read_folder(folder: Path, families: Mapping[str, Family], own_vae: bool = Tr
         message = f"prediction_type = {scheduler['prediction_type'][:60]}; only epsilon and v_prediction are supported"
         raise UserError(message, field=str(file))
     return Checkpoint(family.name, parts, scheduler, str(folder), prediction_stated="prediction_type" in own)
+
+
+def _vae_config(folder: Path, usual: Mapping[str, Any]) -> dict[str, Part]:
+    """The VAE's configuration, as a part without tensors; none where it cannot be read."""
+    try:
+        return {"vae": Part(checked(read_object(folder / "config.json"), usual, folder / "config.json"), {})}
+    except UserError:
+        return {}
 
 
 def read_part(folder: Path, name: str, usual: Mapping[str, Any]) -> Part:

@@ -14,7 +14,7 @@ from backend.families import prediction
 from backend.families.model import Checkpoint, Part
 from backend.families.open_clip import from_open_clip, to_open_clip, with_spare_layer, without_spare_layer
 from backend.families.relatives import channels_words
-from backend.families.widths import configs_from, count_levels, family_config
+from backend.families.widths import configs_from, count_levels, family_config, vae_widths
 from backend.tables import layout
 
 # Of a checkpoint's own numbers, those that the single-file layout has no place for: they must be the family's.
@@ -153,19 +153,26 @@ def _parts_of(
     parts: dict[str, dict[str, Tensor]] = {}
     strange = []
     for part, prefix in file.prefixes.items():
-        if part == "vae" and not own_vae:
-            continue
         inner = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
         parts[part], unknown = readers[part](inner)
-        strange += [prefix + name for name in unknown]
-        if not parts[part] and part == "vae":
-            del parts[part]
-        elif not parts[part]:
+        if part == "vae" and not (parts[part] and _has_widths(parts[part], source)):
+            if parts.pop(part) and own_vae:
+                raise UserError("its VAE is incomplete; use a full checkpoint, or name a VAE with --vae", field=source)
+            continue
+        strange += [prefix + name for name in unknown if part != "vae" or own_vae]
+        if not parts[part]:
             message = f"the {part_words(part)} is missing (no tensor starts with {prefix}); use a full checkpoint"
             raise UserError(message, field=source)
     if strange:
         raise UserError(few(f"tensors that {file.title} does not have", strange), field=source)
     return parts
+
+
+def _has_widths(vae: Mapping[str, Tensor], source: str) -> bool:
+    try:
+        return bool(vae_widths(vae, source)["block_out_channels"])
+    except UserError:
+        return False
 
 
 def set_edge(config: dict[str, dict[str, Any]], edge: int) -> None:
@@ -182,7 +189,7 @@ def read_original(
     Args:
         metadata: the file's; it may tell the size of pictures and what the model predicts.
         source: for messages.
-        own_vae: read its VAE.
+        own_vae: its VAE is used; else it only tells what another has to be like, and may be broken.
 
     Raises:
         UserError: a part is missing or has tensors that the family does not.

@@ -91,12 +91,13 @@ def added(layers: Sequence[LoraLayer], ratios: Sequence[float]) -> LoraLayer:
     alpha = layers[0].alpha
     if len(layers) > 1 and not all(layer.alpha / alpha >= 0 if alpha else False for layer in layers):
         raise ValueError(f"has alphas {', '.join(f'{layer.alpha:g}' for layer in layers)}, which cannot be added")
-    up, down = 0.0, 0.0
+    ups, downs = [], []
     for layer, ratio in zip(layers, ratios, strict=True):
         scale = math.sqrt(layer.alpha / alpha if alpha else 1.0) * ratio
-        up = up + layer.up.flatten(1).float() * abs(scale)
-        down = down + layer.down.flatten(1).float() * scale
-    whole = shaped(up, down, layers)
+        dtype = torch.promote_types(torch.promote_types(layer.down.dtype, layer.up.dtype), torch.float32)
+        ups.append(layer.up.flatten(1).to(dtype) * abs(scale))
+        downs.append(layer.down.flatten(1).to(dtype) * scale)
+    whole = shaped(sum(ups), sum(downs), layers)
     return LoraLayer(whole.down, whole.up, alpha)
 
 

@@ -8,6 +8,7 @@ tensor is made one by pickled.py.
 
 import pickle
 import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -114,7 +115,6 @@ _NUMPY = (
     "ndarray",
     "str_",
 )
-_OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 class Called(pickle.UnpicklingError):
@@ -260,7 +260,9 @@ class Reader(pickle._Unpickler):  # the one in Python, whose every step can be t
 
     def find_class(self, module: str, name: str) -> Named:
         """The name itself."""
-        full = f"{_OLD_MODULES.get(module, module)}.{name}"
+        # Protocol 2 has the names of Python 2: `commands` for `subprocess`, say.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        full = f"{module}.{name}"
         return self._names.setdefault(full, Named(full))
 
     def persistent_load(self, pid: object) -> object:
@@ -340,6 +342,11 @@ class Reader(pickle._Unpickler):  # the one in Python, whose every step can be t
         self.pop_mark()
         self._no_set()
 
+    def _byte_array(self) -> None:
+        # As many as there are, where Python's own makes room for as many as are announced.
+        size = int.from_bytes(self.read(8), "little")
+        self.append(self.read(min(size, sys.maxsize)))
+
     def _refuse(self) -> None:
         raise pickle.UnpicklingError("has what no file of tensors has")
 
@@ -359,7 +366,8 @@ _STEPS = {
     pickle.EMPTY_SET[0]: Reader._no_set,
     pickle.ADDITEMS[0]: Reader._no_items,
     pickle.FROZENSET[0]: Reader._frozen_set,
+    pickle.BYTEARRAY8[0]: Reader._byte_array,
 }
-_CODES = (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.PERSID)
+_CODES = (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID)
 _REFUSED = {code[0]: Reader._refuse for code in _CODES}
 Reader.dispatch = MappingProxyType(dict(pickle._Unpickler.dispatch) | _STEPS | _REFUSED)
