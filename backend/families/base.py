@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from backend.errors import UserError
@@ -44,7 +45,16 @@ __all__ = [
 ]
 
 # What libraries raise on numbers that make no network.
-_NO_MODULE = (ValueError, TypeError, RuntimeError, AttributeError, LookupError, ArithmeticError, AssertionError)
+_NO_MODULE = (
+    StrictDataclassError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+)
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, SDXL)}
 

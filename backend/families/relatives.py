@@ -163,8 +163,8 @@ def checked(config: Mapping[str, Any], usual: Mapping[str, Any], path: Path) -> 
 def _wrong(key: str, value: Any, example: Any) -> str | None:
     """What a value ought to be, if it is not that."""
     items = value if isinstance(value, list) else [value]
-    if isinstance(value, list) and len(value) > _MOST_LEVELS and key not in ("trained_betas",):
-        return f"at most {_MOST_LEVELS} values are expected"
+    if isinstance(value, list) and not 0 < len(value) <= _MOST_LEVELS and key != "trained_betas":
+        return f"1 to {_MOST_LEVELS} values are expected"
     numbers = [item for item in items if isinstance(item, int | float) and not isinstance(item, bool)]
     if not all(math.isfinite(number) and abs(number) <= _MOST for number in numbers if key != "trained_betas"):
         return "that is no such number"
@@ -173,7 +173,7 @@ def _wrong(key: str, value: Any, example: Any) -> str | None:
     if example is None:
         return None
     like = example[0] if isinstance(example, list) else example
-    per_level = key in ("attention_head_dim", "only_cross_attention", *_LAYERS)
+    per_level = key in ("attention_head_dim", "layers_per_block", "transformer_layers_per_block")
     if isinstance(value, list) != isinstance(example, list) and not per_level:
         return "a list is expected" if isinstance(example, list) else "one value is expected"
     if isinstance(like, bool):

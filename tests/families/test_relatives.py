@@ -1,4 +1,4 @@
-"""Relatives of the families, and folders and files that are broken: named for what they are, in one line, never worse."""
+"""Relatives of the families, and what is broken: named for what it is, in one line, and never worse."""
 
 import json
 import os
@@ -16,7 +16,15 @@ from backend.__main__ import main
 from backend.errors import UserError
 from backend.families import folder as folders
 from backend.families import relatives
-from backend.families.base import Checkpoint, load_model, read_checkpoint, write_single_file
+from backend.families.base import (
+    FAMILIES,
+    Checkpoint,
+    Part,
+    empty_modules,
+    load_model,
+    read_checkpoint,
+    write_single_file,
+)
 from backend.families.build import empty_checkpoint
 from backend.families.recognize import family_in, recognize
 from backend.families.vae import read_vae
@@ -50,7 +58,7 @@ FOLDERS = {
     "LCM": ({"time_cond_proj_dim": 16}, r"latent consistency model \(LCM\)"),
     "class embeddings": ({"class_embed_type": "projection"}, "class embeddings"),
     "classes": ({"num_class_embeds": 1000}, "class embeddings"),
-    "projected": ({"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj"}, "projection of what its text encoder"),
+    "projected": ({"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj"}, "projection of what its text"),
     "no middle": ({"mid_block_type": None}, "another middle block"),
     "SSD-1B": ({"reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1]}, "distilled Stable Diffusion XL"),
     "inpainting": ({"in_channels": 9}, r"inpainting model \(9 channels\)"),
@@ -75,10 +83,10 @@ def test_a_folder_of_a_relative_is_named(name: str, copy: Path) -> None:
     refused(copy, words)
 
 
-@pytest.mark.parametrize(("name", "words"), [("EDMEulerScheduler", "EDM"), ("FlowMatchEulerDiscreteScheduler", "FlowM")])
-def test_another_process_of_noise_is_named(name: str, words: str, copy: Path) -> None:
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_another_process_of_noise_is_named(name: str, copy: Path) -> None:
     change_json(copy / "scheduler/scheduler_config.json", _class_name=name)
-    refused(copy, f"another process of noise .{words}")
+    refused(copy, f"another process of noise .{name}")
 
 
 def test_a_folder_that_is_no_model_is_named(copy: Path, tmp_path: Path) -> None:
@@ -118,7 +126,7 @@ FILES: dict[str, tuple[str, Callable[[dict], dict], str]] = {
         "AnimateDiff",
     ),
     "nf4": ("sd1", lambda t: renamed(t, **{f"{UNET}out.2.weight.absmax": (4,)}), "quantised"),
-    "integers": ("sd1", lambda t: t | {f"{UNET}out.2.weight": torch.zeros(4, 32, 3, 3, dtype=torch.int8)}, "quantised|no"),
+    "integers": ("sd1", lambda t: t | {f"{UNET}out.2.weight": torch.zeros(4, 32, 3, 3).char()}, "quantised"),
 }
 
 
@@ -187,7 +195,7 @@ def test_a_configuration_that_is_a_pipe_or_in_another_encoding(copy: Path, check
         ("text_encoder", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ("text_encoder", {"hidden_size": -1}, "whole numbers are expected"),
         ("text_encoder", {"hidden_act": "nothing"}, "makes no model"),
-        ("text_encoder", {"num_attention_heads": 3}, "makes no model"),
+        ("text_encoder", {"num_attention_heads": "3"}, "whole numbers are expected"),
         ("scheduler", {"beta_start": "x"}, "a number is expected"),
         ("scheduler", {"num_train_timesteps": 10**12}, "no such number"),
     ],
@@ -229,7 +237,10 @@ def test_of_several_sets_of_files_the_whole_one_is_taken(copy: Path, checkpoint:
     refused(copy, r"index.json: names 1 files that are not there: .*; fetch them")
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": 1}}', b"[" * 10**5])
+INDICES = [b"{", b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": 1}}', b"[" * 10**5]
+
+
+@pytest.mark.parametrize("content", INDICES)
 def test_a_broken_index_is_named(content: bytes, copy: Path) -> None:
     (copy / f"unet/{WEIGHTS}.safetensors").unlink()
     (copy / f"unet/{WEIGHTS}.safetensors.index.json").write_bytes(content)
@@ -263,8 +274,6 @@ def test_paths_that_are_no_models_are_one_line(tmp_path: Path, capsys) -> None:
 @pytest.fixture(scope="module")
 def meta() -> dict[str, dict[str, torch.Tensor]]:
     """Small single files of every family without numbers."""
-    from backend.families.base import FAMILIES
-
     return {name: FAMILIES[name].write_original(empty_checkpoint(family=name))[0] for name in FAMILIES}
 
 
@@ -273,7 +282,7 @@ PIECES = st.sampled_from(
 )
 NAMES = st.lists(PIECES, min_size=1, max_size=6).map(".".join) | st.text(max_size=20)
 PREFIXES = st.sampled_from(
-    ["", UNET, "first_stage_model.", "cond_stage_model.transformer.", "cond_stage_model.model.", "conditioner.embedders.0."]
+    ["", UNET, "first_stage_model.", "cond_stage_model.transformer.", "cond_stage_model.model.", "conditioner."]
 )
 SHAPES = st.lists(st.integers(0, 9), max_size=5)
 
@@ -281,8 +290,6 @@ SHAPES = st.lists(st.integers(0, 9), max_size=5)
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_set_of_tensors_is_a_model_or_one_line(data: st.DataObject, meta: dict) -> None:
-    from backend.families.base import FAMILIES, empty_modules
-
     family = data.draw(st.sampled_from(sorted(meta)))
     tensors = dict(meta[family])
     for _ in range(data.draw(st.integers(0, 3))):
@@ -292,7 +299,8 @@ def test_any_set_of_tensors_is_a_model_or_one_line(data: st.DataObject, meta: di
         name = data.draw(PREFIXES) + data.draw(NAMES) if data.draw(st.booleans()) or not tensors else None
         name = name or data.draw(st.sampled_from(sorted(tensors)))
         tensors[name] = torch.empty(data.draw(SHAPES), device="meta")
-    metadata = data.draw(st.dictionaries(st.sampled_from(["modelspec.resolution", "modelspec.architecture"]), st.text()))
+    fields = st.sampled_from(["modelspec.resolution", "modelspec.architecture"])
+    metadata = data.draw(st.dictionaries(fields, st.text()))
     try:
         found = family_in({name: tuple(value.shape) for name, value in tensors.items()}, "m")
         checkpoint = FAMILIES[found].read_original(tensors, metadata, "m")
@@ -312,10 +320,7 @@ JSON = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=4) | st.dicti
 @settings(deadline=None)
 @given(st.data())
 def test_any_configuration_makes_a_module_or_one_line(data: st.DataObject) -> None:
-    from backend.families.base import FAMILIES, empty_modules
-    from backend.families.model import Part
-
-    family = data.draw(st.sampled_from(["sd1", "sdxl"]))
+    family = "sd1"
     part = data.draw(st.sampled_from(["unet", "vae", "text_encoder"]))
     usual = empty_checkpoint(family=family).parts[part].config
     keys = st.sampled_from(sorted(usual)) | st.sampled_from(sorted(relatives._FEATURES)) | st.text(max_size=5)
@@ -328,7 +333,6 @@ def test_any_configuration_makes_a_module_or_one_line(data: st.DataObject) -> No
             empty_modules(Checkpoint(family, {part: made}, {}, "m"))
     except UserError as error:
         assert len(str(error).splitlines()) == 1
-    assert FAMILIES
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -351,16 +355,15 @@ def test_any_file_as_config_or_index_is_read_or_one_line(content: bytes, tmp_pat
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_tensors_as_a_vae_are_one_or_one_line(data: st.DataObject, meta: dict, monkeypatch) -> None:
-    from backend.families.model import Part
-
+def test_any_tensors_as_a_vae_are_one_or_one_line(data: st.DataObject, meta: dict, tmp_path_factory) -> None:
     own = {name.removeprefix("first_stage_model."): torch.zeros(value.shape) for name, value in meta["sd1"].items()
            if name.startswith("first_stage_model.")}  # fmt: skip
     prefix = data.draw(st.sampled_from(["", "first_stage_model.", "a.b."]))
     tensors = {prefix + name: value for name, value in own.items() if data.draw(st.integers(0, 200))}
     for _ in range(data.draw(st.integers(0, 3))):
         tensors[data.draw(st.sampled_from(sorted(own)) | NAMES)] = torch.zeros(data.draw(SHAPES))
-    save_file(tensors, path := Path(data.draw(st.just(os.devnull)).replace("null", "shm")) / f"vae-{os.getpid()}.safetensors")
+    path = tmp_path_factory.getbasetemp() / "any-vae.safetensors"
+    save_file(tensors, path)
     try:
         read_vae(str(path), Part(family_config("sd1")["vae"], {}))
     except UserError as error:
