@@ -288,7 +288,7 @@ SHAPES = st.lists(st.integers(0, 9), max_size=5)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
+@given(data=st.data())
 def test_any_set_of_tensors_is_a_model_or_one_line(data: st.DataObject, meta: dict) -> None:
     family = data.draw(st.sampled_from(sorted(meta)))
     tensors = dict(meta[family])
@@ -336,7 +336,7 @@ def test_any_configuration_makes_a_module_or_one_line(data: st.DataObject) -> No
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
+@given(content=st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_file_as_config_or_index_is_read_or_one_line(content: bytes, tmp_path_factory) -> None:
     place = tmp_path_factory.getbasetemp() / "any"
     place.mkdir(exist_ok=True)
@@ -354,7 +354,7 @@ def test_any_file_as_config_or_index_is_read_or_one_line(content: bytes, tmp_pat
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
+@given(data=st.data())
 def test_any_tensors_as_a_vae_are_one_or_one_line(data: st.DataObject, meta: dict, tmp_path_factory) -> None:
     own = {name.removeprefix("first_stage_model."): torch.zeros(value.shape) for name, value in meta["sd1"].items()
            if name.startswith("first_stage_model.")}  # fmt: skip
