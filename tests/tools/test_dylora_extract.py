@@ -143,7 +143,7 @@ def test_hostile_metadata_is_no_accident(files: Files, tmp_path: Path, capsys) -
 def test_a_file_that_says_it_is_no_dylora_is_refused_but_for_force(
     module: str, files: Files, tmp_path: Path, capsys
 ) -> None:
-    source = files.lora(f"said{sum(map(ord, module))}", metadata={"ss_network_module": module})
+    source = files.lora(f"said {module.strip()}", metadata={"ss_network_module": module})
     target = tmp_path / "o.safetensors"
     assert extract(source, target, "--unit", "2") == 2
     error = capsys.readouterr().err
