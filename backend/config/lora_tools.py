@@ -93,6 +93,9 @@ class DyLoraExtraction(Section):
     unit: int | None = Field(None, ge=1)
     """Step between the ranks that are written; left out, the unit that the file was trained with."""
 
+    force: bool = False
+    """Cut a file that says it is no DyLoRA all the same; the first ranks of another LoRA do nothing in particular."""
+
 
 class ExtractDyLora(Command):
     """Cut a DyLoRA into one LoRA file per rank."""
@@ -118,8 +121,9 @@ class Sum(Section):
     """How they are added"""
 
     method: Literal["exact", "add"] = "exact"
-    """LoRA and LoRA: exact keeps the sum of the changes whole, its rank is the sum of the ranks. add is the classical
-    sum of the factors, of the same rank, with an error that is reported; it needs equal ranks."""
+    """LoRA and LoRA: exact keeps the sum of the changes whole, its rank is the sum of the ranks. add is what sd-scripts
+    does without --concat: the sum of the factors, each times its ratio, of the same rank. Its error is reported, and a
+    ratio counts squared; it needs equal ranks."""
 
     concat: Annotated[bool, ADVANCED] = False
     """The same as method exact."""
@@ -192,7 +196,7 @@ class Svd(Section):
     """Precision to which the factors are rounded before they are added."""
 
     save_precision: Precision | None = None
-    """Precision of the saved numbers; left out, float."""
+    """Precision of the saved numbers; left out, as precision."""
 
     _device = field_validator("device")(known_device)
 
@@ -202,6 +206,11 @@ class Svd(Section):
         if value is not None and share_of(value) is None:
             raise ValueError(f'must be "energy=" and a number above 0 and up to 1, got "{value}"')
         return value
+
+    @property
+    def saved(self) -> Precision:
+        """The precision of the saved numbers."""
+        return self.save_precision or self.precision
 
     @property
     def rank(self) -> int | None:
@@ -265,8 +274,9 @@ class Difference(Section):
     conv_dim: int | None = Field(None, ge=1)
     """Rank for 3x3 convolutions; left out, they are not extracted."""
 
-    min_diff: Annotated[float, ADVANCED] = Field(0.01, ge=0)
-    """A text encoder in which no number differs by more than this is left out."""
+    min_diff: Annotated[float | None, ADVANCED] = Field(None, ge=0)
+    """A text encoder in which no number differs by more than this is left out. When this is left out, one that differs
+    by rounding alone is."""
 
     clamp_quantile: Annotated[float | None, ADVANCED] = Field(None, gt=0, lt=1)
     """Cut off the largest numbers of each factor at this quantile. Left out, nothing is cut off."""

@@ -24,6 +24,10 @@ class Conversion(Section):
     revision: Annotated[str | None, Option(advanced=True)] = None
     """Branch, tag or commit of a model on the hub."""
 
+    vae: Annotated[str | None, Option(widget="model", advanced=True)] = Field(None, min_length=1)
+    """VAE to put in place of the model's own, or into a model that has none: a .safetensors, .ckpt or .pt file, a
+    Diffusers folder, or a hub name."""
+
     overwrite: bool = False
     """Replace what is there."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from backend.errors import UserError
@@ -13,11 +14,13 @@ from backend.families import hub
 from backend.families.hashes import model_hashes
 from backend.families.model import Checkpoint, Conditioning, Family, Model, Part
 from backend.families.options import LoadOptions, settle
-from backend.families.original import few
+from backend.families.original import few, part_words
 from backend.families.recognize import family_in
+from backend.families.scaled import read_weights
 from backend.families.sd import SD1, SD2
 from backend.families.sdxl import SDXL
-from backend.families.storage import read_tensors, write_tensors
+from backend.families.storage import write_tensors
+from backend.families.vae import read_vae
 from backend.tables import layout
 
 __all__ = [
@@ -41,6 +44,18 @@ __all__ = [
     "write_single_file",
 ]
 
+# What libraries raise on numbers that make no network.
+_NO_MODULE = (
+    StrictDataclassError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+)
+
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, SDXL)}
 
 
@@ -49,25 +64,39 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     return hub.locate(str(source), FAMILIES, revision)
 
 
-def read_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    source: str | Path, revision: str | None = None, vae: str | None = None, needs_vae: bool = True
+) -> Checkpoint:
     """Read a model's tensors and configurations; tensors stay mapped to their files where that is possible.
 
     Args:
         source: a single file in the original layout (`.safetensors`, `.ckpt`), a Diffusers folder, a hub name
             `org/repo`, or `org/repo/file.safetensors`. What exists on the disk never touches the network.
         revision: branch, tag or commit on the hub.
+        vae: where the VAE to use in place of its own lies; its own may be broken then, or missing.
+        needs_vae: refuse a model that has no VAE; else it comes without that part.
 
     Raises:
         UserError: nothing there, damaged, or not a model of a supported family; the message says what it is.
     """
     path = locate(source, revision)
     if path.is_dir():
-        checkpoint = folders.read_folder(path, FAMILIES)
+        checkpoint = folders.read_folder(path, FAMILIES, own_vae=vae is None)
     else:
-        tensors, metadata = read_tensors(path)
+        tensors, metadata = read_weights(path)
         family = family_in({name: tuple(tensor.shape) for name, tensor in tensors.items()}, str(path))
-        checkpoint = FAMILIES[family].read_original(tensors, metadata, str(path))
+        checkpoint = FAMILIES[family].read_original(tensors, metadata, str(path), own_vae=vae is None)
     checkpoint.source = str(source)
+    if vae is not None:
+        own = checkpoint.parts.get("vae") or Part(FAMILIES[checkpoint.family].config()["vae"], {})
+        checkpoint.parts["vae"] = read_vae(vae, own)
+        # Here, so that what does not fit is told of the VAE and not of the model.
+        empty_modules(Checkpoint(checkpoint.family, {"vae": checkpoint.parts["vae"]}, {}, vae))
+    elif needs_vae and "vae" not in checkpoint.parts:
+        message = "the VAE is missing (a NoVAE model); name one with --vae"
+        raise UserError(message, field=checkpoint.source)
+    order = FAMILIES[checkpoint.family].parts
+    checkpoint.parts = {name: checkpoint.parts[name] for name in order if name in checkpoint.parts}
     return checkpoint
 
 
@@ -82,8 +111,10 @@ def empty_modules(checkpoint: Checkpoint) -> dict[str, nn.Module]:
         try:
             with torch.device("meta"):
                 module = family.build(name, part.config)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"the {name}'s configuration makes no model ({error})", checkpoint.source) from error
+        except _NO_MODULE as error:
+            words = " ".join(str(error).split())[:300] or type(error).__name__
+            message = f"the {part_words(name)}'s configuration makes no model ({words})"
+            raise UserError(message, checkpoint.source) from error
         expected = {layout.clip_to_diffusers(key): value.shape for key, value in module.state_dict().items()}
         missing = [f"{name}.{key}" for key in expected if key not in part.tensors]
         extra = [f"{name}.{key}" for key in part.tensors if key not in expected]
@@ -92,12 +123,21 @@ def empty_modules(checkpoint: Checkpoint) -> dict[str, nn.Module]:
             for key, shape in expected.items()
             if key in part.tensors and part.tensors[key].shape != shape
         ]
+        whole = [f"{name}.{key} {value.dtype}" for key, value in part.tensors.items() if not _is_weight(key, value)]
         found = [("missing", missing), ("unexpected", extra), ("of the wrong shape", wrong)]
+        found += [("of a type that is no weight's, so it is quantised", whole)]
         problems = [few(f"tensors are {what}", names) for what, names in found if names]
         if problems:
-            raise UserError(f"the model does not fit together: {'; '.join(problems)}", field=checkpoint.source)
+            remedy = "; name another VAE with --vae" if name == "vae" else ""
+            message = f"the {'VAE' if len(checkpoint.parts) == 1 else 'model'} does not fit together"
+            message += f": {'; '.join(problems)}{remedy}"
+            raise UserError(message, field=checkpoint.source)
         modules[name] = module
     return modules
+
+
+def _is_weight(name: str, tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or name.endswith(layout.POSITION_IDS)
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> nn.Module:
@@ -148,7 +188,8 @@ def load_model(
     Raises:
         UserError: see `read_checkpoint`; tensors missing, left over or of the wrong shape; options that cannot be met.
     """
-    checkpoint, options = read_checkpoint(source, revision), options or LoadOptions()
+    options = options or LoadOptions()
+    checkpoint = read_checkpoint(source, revision, options.vae)
     notes = settle(checkpoint, FAMILIES[checkpoint.family], options)
     model = assemble(checkpoint, dtype)
     model.clip_skip, model.max_token_length, model.notes = options.clip_skip, options.max_token_length, notes

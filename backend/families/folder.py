@@ -1,9 +1,10 @@
 """Diffusers folders: read and written."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from backend.errors import UserError
 from backend.families import prediction
 from backend.families.model import Checkpoint, Family, Part
-from backend.families.original import to_matrix
+from backend.families.original import few, part_words, to_matrix
 from backend.families.recognize import supported
+from backend.families.relatives import checked, class_words, folder_words, read_object, relative_words
 from backend.families.storage import read_tensors, replacing_folder, write_tensors
 from backend.families.tokenizer import END, MERGES, START, clip_vocabulary
 from backend.families.widths import family_config
@@ -27,28 +29,12 @@ MODEL_FILES = (
     "diffusion_pytorch_model.bin",
     "diffusion_pytorch_model.fp16.bin",
 )
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 def weight_names(part: str) -> tuple[str, ...]:
     """File names a part's weights may have, best first: whole precision before half, safetensors before pickles."""
     return TEXT_FILES if part.startswith("text_encoder") else MODEL_FILES
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        UserError: missing, unreadable or no object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError("there is no such file; a Diffusers folder has one", field=str(path)) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"not readable as JSON ({error})", field=str(path)) from error
-    if not isinstance(content, dict):
-        raise UserError("holds no JSON object", field=str(path))
-    return content
 
 
 def read_weights(folder: Path, part: str) -> dict[str, Tensor]:
@@ -61,14 +47,49 @@ def read_weights(folder: Path, part: str) -> dict[str, Tensor]:
 
 
 def _weights(folder: Path, part: str) -> dict[str, Tensor]:
-    for name in weight_names(part):
-        if (folder / name).is_file():
-            return read_tensors(folder / name)[0]
-    for index in sorted(folder.glob("*.index*.json")):
-        # A model in several files: the index says which tensor lies where.
-        files = sorted(set(read_json(index).get("weight_map", {}).values()))
-        return {name: tensor for file in files for name, tensor in read_tensors(folder / Path(file).name)[0].items()}
-    raise UserError(f"no weights here; expected {weight_names(part)[0]}", field=str(folder))
+    """The tensors of the first file, or set of files, that is whole.
+
+    Raises:
+        UserError: none is; the message is that of the first.
+    """
+    problems: list[UserError] = []
+    files = [folder / name for name in weight_names(part)]
+    known, stem = set(files), weight_names(part)[0].removesuffix(".safetensors")
+    # Variants of other names, such as .bf16. and .non_ema., the plain averages last.
+    others = sorted(folder.glob(f"{stem}.*.safetensors"), key=lambda path: ("non_ema" in path.name, path.name))
+    for file in [*files, *(path for path in others if path not in known and not _SHARD.search(path.name))]:
+        if file.exists():
+            try:
+                return read_tensors(file)[0]
+            except UserError as error:
+                problems.append(error)
+    # Whole precision before a variant of it.
+    for index in sorted(folder.glob("*.index*.json"), key=lambda path: (path.name.count("."), path.name)):
+        try:
+            return _sharded(folder, index)
+        except UserError as error:
+            problems.append(error)
+    raise problems[0] if problems else UserError(f"no weights here; expected {stem}.safetensors", field=str(folder))
+
+
+def _sharded(folder: Path, index: Path) -> dict[str, Tensor]:
+    """A model in several files: the index says which tensor lies where.
+
+    Raises:
+        UserError: the index is broken, or a file or a tensor is missing.
+    """
+    where = read_object(index).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
+        raise UserError("does not say which tensor lies in which file", field=str(index))
+    files = {file: folder / PurePosixPath(file).name for file in sorted(set(where.values()))}
+    missing = [str(path) for path in files.values() if not path.is_file()]
+    if missing:
+        raise UserError(f"names {few('files that are not there', missing)}; fetch them", field=str(index))
+    held = {file: read_tensors(path)[0] for file, path in files.items()}
+    lost = [name for name, file in where.items() if name not in held[file]]
+    if lost:
+        raise UserError(f"names {few('tensors that its files do not have', lost)}", field=str(index))
+    return {name: held[file][name] for name, file in where.items()}
 
 
 def normal_names(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,38 +111,42 @@ def family_of_folder(folder: Path, families: Mapping[str, Family]) -> str:
     Raises:
         UserError: no Diffusers folder, or one of another family.
     """
-    if not (folder / "unet" / "config.json").is_file():
-        transformer = (folder / "transformer").is_dir()
-        what = (
-            "a transformer model (SD3, FLUX or newer)" if transformer else "no Diffusers folder (no unet/config.json)"
-        )
-        raise UserError(f"this is {what}; a {supported()} model is needed", field=str(folder))
-    unet = read_json(folder / "unet" / "config.json")
-    if unet.get("addition_embed_type") not in (None, "text_time"):
-        what = f"a model with {unet['addition_embed_type']} conditioning"
-        raise UserError(f"this is {what}; a {supported()} model is needed", field=str(folder))
+    file = folder / "unet" / "config.json"
+    if not file.exists():
+        raise _another(folder, folder_words(folder))
+    unet = read_object(file)
+    words = relative_words(unet)
+    if words:
+        raise _another(folder, words)
     if unet.get("addition_embed_type") or (folder / "text_encoder_2").is_dir():
         name = "sdxl"
-        if not (folder / "text_encoder").is_dir():
-            message = f"this is a Stable Diffusion XL refiner; a {supported()} model is needed"
-            raise UserError(message, field=str(folder))
+        if not (folder / "text_encoder").is_dir() and (folder / "text_encoder_2").is_dir():
+            raise _another(folder, "a Stable Diffusion XL refiner, or its first text encoder is missing")
     elif unet.get("cross_attention_dim") == 1024 or unet.get("use_linear_projection"):
         name = "sd2"
     else:
         name = "sd1"
-    if unet.get("in_channels", 4) != 4:
-        message = f"its U-Net takes {unet['in_channels']} channels (inpainting or editing); use a text-to-image model"
-        raise UserError(message, field=str(folder))
     expected = family_config(name)["unet"]
     for key in ("down_block_types", "up_block_types", "layers_per_block"):
-        if unet.get(key, expected[key]) != expected[key]:
-            message = f"its U-Net has {key} = {unet[key]}; {families[name].title} has {expected[key]}"
-            raise UserError(message, field=str(folder / "unet" / "config.json"))
+        given = unet.get(key, expected[key])
+        if given != expected[key] and given != [expected[key]] * len(expected["down_block_types"]):
+            message = f"its U-Net has {key} = {str(given)[:120]}; {families[name].title} has {expected[key]}"
+            raise UserError(message, field=str(file))
+    depths = unet.get("transformer_layers_per_block")
+    if isinstance(depths, list) and any(isinstance(depth, list) for depth in depths):
+        raise _another(folder, "a distilled Stable Diffusion XL (such as SSD-1B)")
     return name
 
 
-def read_folder(folder: Path, families: Mapping[str, Family]) -> Checkpoint:
-    """A Diffusers folder as a checkpoint, tensors as they are in its files.
+def _another(folder: Path, words: str) -> UserError:
+    return UserError(f"this is {words}; a {supported()} model is needed", field=str(folder))
+
+
+def read_folder(folder: Path, families: Mapping[str, Family], own_vae: bool = True) -> Checkpoint:
+    """A Diffusers folder as a checkpoint, tensors as they are in its files; one without a VAE has no such part.
+
+    Args:
+        own_vae: its VAE is used; else it only tells what another has to be like, and may be broken.
 
     Raises:
         UserError: a file is missing or damaged, or the model is of another family.
@@ -130,17 +155,61 @@ def read_folder(folder: Path, families: Mapping[str, Family]) -> Checkpoint:
     parts = {}
     defaults = family.config()
     for name in family.parts:
-        config = defaults[name] | read_json(folder / name / "config.json")
-        parts[name] = Part(config, read_weights(folder / name, name))
-    scheduler_file = folder / "scheduler" / "scheduler_config.json"
-    scheduler, own = defaults["scheduler"], {}
-    if scheduler_file.is_file():
-        own = read_json(scheduler_file)
-    scheduler |= own
+        if name == "vae" and not own_vae:
+            parts |= _vae_config(folder / name, defaults[name])
+            continue
+        if name == "vae" and not (folder / name).is_dir():
+            continue
+        if not (folder / name).is_dir():
+            raise UserError(f"the {part_words(name)} is missing: there is no folder {name}", field=str(folder))
+        parts[name] = read_part(folder / name, name, defaults[name])
+    file = folder / "scheduler" / "scheduler_config.json"
+    own = read_object(file) if file.exists() else {}
+    kind = str(own.get("_class_name", ""))
+    if "FlowMatch" in kind or "EDM" in kind:
+        raise _another(folder, f"a model with another process of noise ({kind[:60]})")
+    scheduler = checked(own, defaults["scheduler"], file)
     if scheduler["prediction_type"] not in (prediction.EPSILON, prediction.V):
-        message = f"prediction_type = {scheduler['prediction_type']}; only epsilon and v_prediction are supported"
-        raise UserError(message, field=str(scheduler_file))
+        message = f"prediction_type = {scheduler['prediction_type'][:60]}; only epsilon and v_prediction are supported"
+        raise UserError(message, field=str(file))
     return Checkpoint(family.name, parts, scheduler, str(folder), prediction_stated="prediction_type" in own)
+
+
+def _vae_config(folder: Path, usual: Mapping[str, Any]) -> dict[str, Part]:
+    """The VAE's configuration, as a part without tensors; none where it cannot be read."""
+    try:
+        return {"vae": Part(checked(read_object(folder / "config.json"), usual, folder / "config.json"), {})}
+    except UserError:
+        return {}
+
+
+def read_part(folder: Path, name: str, usual: Mapping[str, Any]) -> Part:
+    """One part of a Diffusers folder, with what its configuration leaves unsaid taken from `usual`.
+
+    Raises:
+        UserError: its configuration is missing, broken or another kind's, or its weights are missing.
+    """
+    file = folder / "config.json"
+    if not file.exists():
+        raise UserError("there is no such file; a Diffusers folder has one", field=str(file))
+    config = read_object(file)
+    if name == "vae":
+        check_vae(config, folder)
+    return Part(checked(config, usual, file), read_weights(folder, name))
+
+
+def check_vae(config: Mapping[str, Any], folder: Path) -> None:
+    """See that a configuration is that of a VAE as the families here have it.
+
+    Raises:
+        UserError: it is not; the message says what it is.
+    """
+    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        raise UserError(f"this is {class_words(config) or 'another part'}; an AutoencoderKL is needed", str(folder))
+    moved = [key for key in ("latents_mean", "latents_std", "shift_factor") if config.get(key) not in (None, 0, 0.0)]
+    if moved:
+        message = f"its latents are shifted ({moved[0]}), as those of Playground v2.5 and of newer models"
+        raise UserError(f"{message}; take a VAE of a {supported()} model", field=str(folder))
 
 
 def _write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:

@@ -1,5 +1,6 @@
 """Where a model lies: on the disk, or on the hub, from which only the files that are needed are fetched."""
 
+import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -50,8 +51,14 @@ def find(source: str) -> Path | Remote:
         UserError: it is none of these.
     """
     path = Path(os.path.expanduser(source))
-    if path.exists():
+    try:
+        path.stat()
         return path
+    except ValueError as error:
+        raise UserError(f"{source!a} is no name of a file or folder") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise UserError(f"cannot be read: {error.strerror}", field=source) from error
     is_file = path.suffix.lower() in SAFETENSORS_SUFFIXES + PICKLE_SUFFIXES
     pieces = source.split("/")
     here = Path(pieces[0]).is_dir()  # a misspelt path below a folder that exists is no reason to ask the network

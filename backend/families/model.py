@@ -168,7 +168,8 @@ class Family:
         encode_images: (model, pixels [B, 3, H, W] in [-1, 1], generator=None) -> latents, scaled. Without a generator
             the posterior's mode, with one (or one per picture) a sample. Without gradients.
         decode_latents: (model, latents) -> pixels, about [-1, 1], not clamped. Without gradients.
-        read_original: (tensors, metadata, source) -> Checkpoint, from the original single-file layout.
+        read_original: (tensors, metadata, source, own_vae=True) -> Checkpoint, from the original single-file layout;
+            without `own_vae` its VAE is left out.
         write_original: (checkpoint) -> tensors and metadata of the original single-file layout.
         build: (part name, configuration) -> module; on the meta device when called under it.
         tokenizers: () -> one tokenizer per text encoder.
@@ -190,7 +191,7 @@ class Family:
     predict: Callable[[Model, Tensor, Tensor, Conditioning], Tensor]
     encode_images: Callable[..., Tensor]
     decode_latents: Callable[[Model, Tensor], Tensor]
-    read_original: Callable[[Mapping[str, Tensor], Mapping[str, str], str], Checkpoint]
+    read_original: Callable[..., Checkpoint]
     write_original: Callable[[Checkpoint], tuple[dict[str, Tensor], dict[str, str]]]
     build: Callable[[str, Mapping[str, Any]], nn.Module]
     tokenizers: Callable[[], list[Any]]

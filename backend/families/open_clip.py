@@ -14,6 +14,7 @@ from backend.tables import layout
 
 _STACKED = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)")
 _APART = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.[qkv]_proj\.(weight|bias)")
+_LAYER = re.compile(r"encoder\.layers\.(\d{1,4})\.")
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 # Beside the encoder in some files, and of no use for encoding captions.
 _EXTRAS = ("logit_scale", "attn_mask", "visual.", "transformer.text_model.embeddings.position_ids")
@@ -29,14 +30,16 @@ def from_open_clip(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], li
         stacked = _STACKED.fullmatch(name)
         if name.startswith(_EXTRAS):
             continue
-        if stacked:
+        if stacked and (not tensor.dim() or len(tensor) % len(_PROJECTIONS) or not len(tensor)):
+            unknown.append(name)
+        elif stacked:
             layer, kind = stacked.groups()
             for projection, piece in zip(_PROJECTIONS, tensor.chunk(3), strict=True):
                 found[f"encoder.layers.{layer}.self_attn.{projection}.{kind}"] = piece
         elif name == layout.TEXT_PROJECTION:  # some programs save it as transformers has it
             found[name] = tensor
         elif name == "text_projection":
-            found[layout.TEXT_PROJECTION] = tensor.T.contiguous()
+            found[layout.TEXT_PROJECTION] = tensor.T.contiguous() if tensor.dim() == 2 else tensor
         else:
             try:
                 found[layout.open_clip_to_diffusers(name)] = tensor
@@ -67,7 +70,8 @@ def without_spare_layer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     A file has the layer that is not used where it has the whole of OpenCLIP, so with `text_projection`, or all of the
     24 layers; a file that was written from a Diffusers folder may lack both.
     """
-    layers = 1 + max((int(name.split(".")[2]) for name in tensors if name.startswith("encoder.layers.")), default=-1)
+    numbers = (_LAYER.match(name) for name in tensors)
+    layers = 1 + max((int(number[1]) for number in numbers if number), default=-1)
     whole = layout.TEXT_PROJECTION in tensors or layers == SD2_LAYERS
     spare = f"encoder.layers.{layers - 1}." if whole else layout.TEXT_PROJECTION
     return {

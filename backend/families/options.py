@@ -8,7 +8,6 @@ from backend.errors import UserError
 from backend.families import prediction
 from backend.families.model import Checkpoint, Family
 from backend.families.original import set_edge
-from backend.families.vae import read_vae
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def settle(checkpoint: Checkpoint, family: Family, options: LoadOptions) -> tupl
     """Check the options against a checkpoint and work into it what concerns it; returns lines for the user to read.
 
     Raises:
-        UserError: an option contradicts the model, or the VAE cannot be used.
+        UserError: an option contradicts the model.
     """
     if options.v2 and not family.v2:
         message = f"is set, but {checkpoint.source} is a {family.title} model; leave it out"
@@ -47,8 +46,6 @@ def settle(checkpoint: Checkpoint, family: Family, options: LoadOptions) -> tupl
     notes = _settle_prediction(checkpoint, family, options.v_parameterization)
     if options.clip_skip is not None:
         _check_clip_skip(checkpoint, family, options.clip_skip)
-    if options.vae is not None:
-        checkpoint.parts["vae"] = read_vae(options.vae, checkpoint.parts["vae"])
     return notes
 
 

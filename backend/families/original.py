@@ -1,5 +1,6 @@
 """The original single-file layout of Stable Diffusion: tensors of one file <-> parts in Diffusers' names."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,8 @@ from backend.errors import UserError
 from backend.families import prediction
 from backend.families.model import Checkpoint, Part
 from backend.families.open_clip import from_open_clip, to_open_clip, with_spare_layer, without_spare_layer
-from backend.families.widths import configs_from, count_levels, family_config
+from backend.families.relatives import channels_words
+from backend.families.widths import configs_from, count_levels, family_config, vae_widths
 from backend.tables import layout
 
 # Of a checkpoint's own numbers, those that the single-file layout has no place for: they must be the family's.
@@ -23,8 +25,13 @@ _UNSTORED = {
     "text_encoder_2": ("hidden_act", "layer_norm_eps", "num_attention_heads"),
     "scheduler": ("beta_end", "beta_schedule", "beta_start", "num_train_timesteps"),
 }
+_EDGE_DIGITS = 5
 # Beside the text transformer in some files, and of no use to Stable Diffusion.
 _CLIP_EXTRAS = ("text_projection", "logit_scale", "vision_model.", "visual_projection")
+
+# What a VAE is made of; a discriminator, losses and averages lie beside it in files of its training.
+VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+_VAE_RENAMED = re.compile(r"^(?:encoder\.(?=quant_conv\.)|decoder\.(?=post_quant_conv\.))")
 
 Renamed = tuple[dict[str, Tensor], list[str]]
 
@@ -75,14 +82,22 @@ def sd1_config() -> dict[str, dict[str, Any]]:
 
 def to_matrix(name: str, tensor: Tensor) -> Tensor:
     """A VAE attention weight as the matrix that Diffusers has; the original has 1x1 convolutions."""
-    if ".mid_block.attentions.0.to_" in name and tensor.dim() > 2:
+    if ".mid_block.attentions.0.to_" in name and tensor.dim() > 2 and tensor[0, 0].numel() == 1:
         return tensor.reshape(tensor.shape[:2])
+    if name in ("quant_conv.weight", "post_quant_conv.weight") and tensor.dim() == 2:
+        return tensor[..., None, None]
     return tensor
+
+
+def part_words(part: str) -> str:
+    """A part's name in a message: `text encoder 2`."""
+    return {"unet": "U-Net", "vae": "VAE"}.get(part, part.replace("_", " "))
 
 
 def few(what: str, names: list[str]) -> str:
     """`3 <what>: a, b, c` with at most four of the names."""
-    shown = ", ".join(sorted(names)[:4])
+    # Names out of a file may be anything.
+    shown = ", ".join(name[:160] if name.isprintable() else ascii(name[:160])[1:-1] for name in sorted(names)[:4])
     return f"{len(names)} {what}: {shown}{', ...' if len(names) > 4 else ''}"
 
 
@@ -98,9 +113,12 @@ def _renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> Ren
 
 def vae_from_original(tensors: Mapping[str, Tensor]) -> Renamed:
     """A VAE's tensors, named without a prefix, in Diffusers' names and shapes; and the names that are unknown."""
-    size = {"levels": count_levels(tensors, "encoder.down."), "layers": count_levels(tensors, "encoder.down.0.block.")}
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("model_ema.")}
-    found, unknown = _renamed(kept, partial(layout.vae_to_diffusers, **size))
+    kept = {_VAE_RENAMED.sub("", name): tensor for name, tensor in tensors.items() if name.startswith(VAE_PARTS)}
+    if any(name.startswith("encoder.down_blocks.") for name in kept):
+        found, unknown = {layout.vae_modern(name): tensor for name, tensor in kept.items()}, []
+    else:
+        size = {"levels": count_levels(kept, "encoder.down."), "layers": count_levels(kept, "encoder.down.0.block.")}
+        found, unknown = _renamed(kept, partial(layout.vae_to_diffusers, **size))
     return {name: to_matrix(name, tensor) for name, tensor in found.items()}, unknown
 
 
@@ -120,8 +138,13 @@ def _text_from_original(text: TextLayout, tensors: Mapping[str, Tensor]) -> Rena
     return (without_spare_layer(found) if text.spare_layer else found), unknown
 
 
-def _parts_of(file: SingleFile, tensors: Mapping[str, Tensor], source: str) -> dict[str, dict[str, Tensor]]:
-    """The file's tensors by part, renamed; averages, schedules and training state are left out."""
+def _parts_of(
+    file: SingleFile, tensors: Mapping[str, Tensor], source: str, own_vae: bool
+) -> dict[str, dict[str, Tensor]]:
+    """The file's tensors by part, renamed; averages, schedules and training state are left out.
+
+    A VAE that is not there, or of which only leftovers are, is no part.
+    """
     readers: dict[str, Callable[[Mapping[str, Tensor]], Renamed]] = {
         "unet": lambda found: _renamed(found, lambda name: layout.unet_to_diffusers(name, file.unet)),
         "vae": vae_from_original,
@@ -132,13 +155,24 @@ def _parts_of(file: SingleFile, tensors: Mapping[str, Tensor], source: str) -> d
     for part, prefix in file.prefixes.items():
         inner = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
         parts[part], unknown = readers[part](inner)
-        strange += [prefix + name for name in unknown]
+        if part == "vae" and not (parts[part] and _has_widths(parts[part], source)):
+            if parts.pop(part) and own_vae:
+                raise UserError("its VAE is incomplete; use a full checkpoint, or name a VAE with --vae", field=source)
+            continue
+        strange += [prefix + name for name in unknown if part != "vae" or own_vae]
+        if not parts[part]:
+            message = f"the {part_words(part)} is missing (no tensor starts with {prefix}); use a full checkpoint"
+            raise UserError(message, field=source)
     if strange:
         raise UserError(few(f"tensors that {file.title} does not have", strange), field=source)
-    for part, prefix in file.prefixes.items():
-        if not parts[part]:
-            raise UserError(f"the {part} is missing (no tensor starts with {prefix}); use a full checkpoint", source)
     return parts
+
+
+def _has_widths(vae: Mapping[str, Tensor], source: str) -> bool:
+    try:
+        return bool(vae_widths(vae, source)["block_out_channels"])
+    except UserError:
+        return False
 
 
 def set_edge(config: dict[str, dict[str, Any]], edge: int) -> None:
@@ -148,30 +182,30 @@ def set_edge(config: dict[str, dict[str, Any]], edge: int) -> None:
 
 
 def read_original(
-    file: SingleFile, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str
+    file: SingleFile, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str, own_vae: bool = True
 ) -> Checkpoint:
-    """A single file's tensors as a checkpoint.
+    """A single file's tensors as a checkpoint; one without a VAE has no such part.
 
     Args:
         metadata: the file's; it may tell the size of pictures and what the model predicts.
         source: for messages.
+        own_vae: its VAE is used; else it only tells what another has to be like, and may be broken.
 
     Raises:
         UserError: a part is missing or has tensors that the family does not.
     """
-    parts = _parts_of(file, tensors, source)
+    parts = _parts_of(file, tensors, source, own_vae)
     config = configs_from(file.family, file.unet, parts, source)
     if config["unet"]["in_channels"] != 4:
-        channels = config["unet"]["in_channels"]
-        message = f"its U-Net takes {channels} channels (an inpainting or editing model); use a text-to-image model"
-        raise UserError(message, field=source)
+        words = channels_words(config["unet"]["in_channels"])
+        raise UserError(f"this is {words}; use a text-to-image model", field=source)
     scheduler = config.pop("scheduler")
     said = prediction.stated(tensors.keys(), metadata, file.family)
     scheduler["prediction_type"] = said or prediction.EPSILON
     if prediction.ZERO_SNR_KEY in tensors:
         scheduler["rescale_betas_zero_snr"] = True
     edge = metadata.get("modelspec.resolution", "").split("x")[0]
-    if edge.isdecimal() and int(edge) >= 8:
+    if edge.isdecimal() and len(edge) <= _EDGE_DIGITS and int(edge) >= 8:
         set_edge(config, int(edge))
     elif file.family == "sd2" and said == prediction.V:
         set_edge(config, prediction.V_EDGE)
@@ -185,7 +219,7 @@ def _check_representable(file: SingleFile, checkpoint: Checkpoint) -> None:
     implied = configs_from(file.family, file.unet, tensors, checkpoint.source)
     actual = {name: part.config for name, part in checkpoint.parts.items()} | {"scheduler": checkpoint.scheduler}
     for part, keys in _UNSTORED.items():
-        for key in keys if part in implied else ():
+        for key in keys if part in implied and part in actual else ():
             ours, theirs = actual[part].get(key, implied[part].get(key)), implied[part].get(key)
             if ours != theirs and ours != [theirs] * 4:
                 message = f"the {part} has {key} = {ours}, which a single file cannot hold (there it is {theirs})"
@@ -203,6 +237,15 @@ def _text_to_original(text: TextLayout, tensors: Mapping[str, Tensor]) -> dict[s
     return named | {layout.clip_to_original(layout.POSITION_IDS): ids}
 
 
+def _vae_to_original(vae: Part) -> dict[str, Tensor]:
+    size = {"levels": len(vae.config["block_out_channels"]), "layers": vae.config["layers_per_block"]}
+    found = {}
+    for name, tensor in vae.tensors.items():
+        as_conv = ".mid_block.attentions.0.to_" in name and tensor.dim() == 2
+        found[layout.VAE_PREFIX + layout.vae_to_original(name, **size)] = tensor[..., None, None] if as_conv else tensor
+    return found
+
+
 def write_original(file: SingleFile, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of the single file that holds this checkpoint; tensors are views where that is possible.
 
@@ -210,20 +253,17 @@ def write_original(file: SingleFile, checkpoint: Checkpoint) -> tuple[dict[str, 
         UserError: the checkpoint has a setting that the layout cannot hold.
     """
     _check_representable(file, checkpoint)
-    vae = checkpoint.parts["vae"]
-    size = {"levels": len(vae.config["block_out_channels"]), "layers": vae.config["layers_per_block"]}
     tensors = {}
     for name, tensor in checkpoint.parts["unet"].tensors.items():
         tensors[layout.UNET_PREFIX + layout.unet_to_original(name, file.unet)] = tensor
-    for name, tensor in vae.tensors.items():
-        as_conv = ".mid_block.attentions.0.to_" in name and tensor.dim() == 2
-        tensors[layout.VAE_PREFIX + layout.vae_to_original(name, **size)] = (
-            tensor[..., None, None] if as_conv else tensor
-        )
+    vae = checkpoint.parts.get("vae")
+    if vae is not None:
+        tensors |= _vae_to_original(vae)
     for part, text in file.text.items():
         named = _text_to_original(text, checkpoint.parts[part].tensors)
         tensors |= {text.prefix + name: tensor for name, tensor in named.items()}
-    edge = checkpoint.parts["unet"].config["sample_size"] * 2 ** (size["levels"] - 1)
+    levels = 4 if vae is None else len(vae.config["block_out_channels"])
+    edge = checkpoint.parts["unet"].config["sample_size"] * 2 ** (levels - 1)
     predicts_v = checkpoint.scheduler["prediction_type"] == prediction.V
     metadata = {
         "format": "pt",

@@ -19,9 +19,10 @@ from backend.replacing import replacing
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
-# Stable Diffusion's first checkpoints carry these beside their weights; loading them as what they are would need the
-# package and run its code.
-_INERT_GLOBALS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+# What the library and torch raise on a header that says what cannot be.
+_UNREADABLE = (SafetensorError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
+# Names under which training programs keep their tables of weights.
+_TABLES = ("state_dict", "model_state_dict", "model", "module", "net", "vae", "params_ema", "params", "weights")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -31,11 +32,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         UserError: the file is missing, damaged, of another format, or a pickle that holds code.
     """
     if not path.is_file():
-        raise UserError("there is no such file", field=str(path))
+        what = "is a folder, a device or a pipe, not a model file" if path.exists() else "there is no such file"
+        raise UserError(what, field=str(path))
     if path.suffix.lower() in SAFETENSORS_SUFFIXES:
         return _read_safetensors(path)
     if path.suffix.lower() in PICKLE_SUFFIXES:
         return _read_pickle(path), {}
+    if path.suffix.lower() == ".gguf":
+        raise UserError("is a GGUF file, whose weights are quantised; use a .safetensors file", field=str(path))
     raise UserError("not a model file; expected one that ends in .safetensors or .ckpt", field=str(path))
 
 
@@ -44,17 +48,29 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt", device="cpu") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise UserError(f"not a readable safetensors file ({error}); download or save it again", str(path)) from error
+    except _UNREADABLE as error:
+        words = " ".join(str(error).split())[:200]
+        raise UserError(f"not a readable safetensors file ({words}); download or save it again", str(path)) from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    content = load_pickled(path, _INERT_GLOBALS, mapped=True)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping):
+    content = load_pickled(path, mapped=True)
+    tensors = _named(content)
+    for _ in _TABLES:
+        if not isinstance(content, Mapping):
+            break
+        inner = next((content[name] for name in _TABLES if isinstance(content.get(name), Mapping)), None)
+        if _named(inner):
+            tensors = _named(inner)
+        content = inner
+    if not tensors:
         raise UserError("holds no named tensors, so it is not a model", field=str(path))
-    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    return tensors
+
+
+def _named(content: object) -> dict[str, Tensor]:
+    items = content.items() if isinstance(content, Mapping) else ()
+    return {name: value for name, value in items if isinstance(name, str) and isinstance(value, Tensor)}
 
 
 @contextmanager

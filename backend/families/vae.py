@@ -1,21 +1,23 @@
 """A VAE in place of a model's own: a file in either layout, a Diffusers folder, or a name on the hub."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
 from backend.errors import UserError
 from backend.families import hub
-from backend.families.folder import normal_names, read_json, read_weights
+from backend.families.folder import read_part, read_weights
 from backend.families.model import Part
 from backend.families.original import few, vae_from_original
+from backend.families.recognize import recognize
 from backend.families.storage import read_tensors
 from backend.families.widths import vae_widths
 from backend.tables import layout
 
-# In front of the names in whole checkpoints, and in some files of a VAE alone.
-_PREFIXES = (layout.VAE_PREFIX, "vae.", "model.")
-_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+_FIRST = "encoder.conv_in.weight"
+# In front of the names in whole checkpoints; others stand in files of a VAE alone.
+_PREFIXES = (layout.VAE_PREFIX, "")
 
 
 def read_vae(source: str, own: Part) -> Part:
@@ -29,17 +31,23 @@ def read_vae(source: str, own: Part) -> Part:
     """
     path = hub.locate_vae(source)
     if path.is_dir():
-        folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
-        tensors = read_weights(folder, "vae")
-        config = own.config | read_json(folder / "config.json")
+        part = _of_folder(path, own, source)
     else:
         tensors = _of_file(read_tensors(path)[0], source)
-        config = own.config | vae_widths(tensors, source)
+        part = Part(own.config | vae_widths(tensors, source), tensors)
     for what, of in (("channels", _channels), ("pixels to a latent", _grid)):
-        if of(config) != of(own.config):
-            message = f"its latents have {of(config)} {what}, the model's {of(own.config)}; take a VAE made for it"
-            raise UserError(message, field="vae")
-    return Part(config, tensors)
+        if of(part.config) != of(own.config):
+            message = f"its latents have {of(part.config)} {what}, the model's {of(own.config)}"
+            raise UserError(f"{message}; take a VAE made for it", field="vae")
+    return part
+
+
+def _of_folder(path: Path, own: Part, source: str) -> Part:
+    folder = path / "vae" if (path / "vae").is_dir() else path
+    if (folder / "config.json").exists():
+        return read_part(folder, "vae", own.config)
+    tensors = read_weights(folder, "vae")
+    return Part(own.config | vae_widths(tensors, source), tensors)
 
 
 def _channels(config: Mapping[str, object]) -> object:
@@ -51,14 +59,16 @@ def _grid(config: Mapping[str, object]) -> int:
 
 
 def _of_file(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    prefix = next((prefix for prefix in _PREFIXES if any(name.startswith(prefix + "encoder.") for name in tensors)), "")
+    found = [name.removesuffix(_FIRST) for name in tensors if name.endswith(_FIRST)]
+    prefixes = sorted(found, key=lambda prefix: (prefix not in _PREFIXES, len(prefix)))
+    if not prefixes:
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        kind = recognize(shapes)
+        words = "" if kind is None or kind.name == "vae" else f"; it is {kind.words}"
+        raise UserError(f"{source} holds no VAE{words}; name one that does", field="vae")
+    prefix = prefixes[0]
     inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    kept = {name: tensor for name, tensor in inner.items() if name.startswith(_PARTS)}
-    if not kept:
-        raise UserError(f"{source} holds no VAE; name one that does", field="vae")
-    if any(name.startswith("encoder.down_blocks.") for name in kept):
-        return normal_names("vae", kept)
-    found, unknown = vae_from_original(kept)
+    renamed, unknown = vae_from_original(inner)
     if unknown:
         raise UserError(f"{source} has {few('tensors that a VAE does not have', unknown)}", field="vae")
-    return found
+    return renamed

@@ -15,7 +15,7 @@ from backend.errors import UserError
 from backend.families import prediction
 from backend.families.open_clip import SD2_LAYERS
 from backend.families.recognize import family_in, unet_layout
-from backend.families.storage import read_tensors
+from backend.families.scaled import read_weights
 from backend.tables import layout
 from backend.tables.names import TEXT_ENCODERS, Target, UNetShape, text_encoder_targets, unet_targets
 
@@ -86,19 +86,28 @@ def open_weights(source: str | Path) -> ModelWeights:
         UserError: nothing there, damaged, of no supported family, or weights are missing.
     """
     path = Path(source)
-    if not path.is_file():
+    if not _is_file(path):
         return _located(source)
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_weights(path)
     return weights_of(tensors, metadata, str(source))
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no name that a file can have; the search says so
+        return False
+
+
 def _located(source: str | Path) -> ModelWeights:
-    from backend.families.base import FAMILIES, locate, read_checkpoint  # imports diffusers and transformers
+    # These import diffusers and transformers.
+    from backend.families.base import FAMILIES, empty_modules, locate, read_checkpoint
 
     path = locate(source)
     if path.is_file():
         return replace(open_weights(path), source=str(source))
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, needs_vae=False)
+    empty_modules(checkpoint)
     found = weights_of(*FAMILIES[checkpoint.family].write_original(checkpoint), str(source))
     return replace(found, predicts_v=checkpoint.scheduler["prediction_type"] == prediction.V)
 
@@ -111,6 +120,11 @@ def weights_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], sourc
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     family = family_in(shapes, source)
+    for index, prefix in enumerate(_TEXT_PREFIXES[family]):
+        if not any(name.startswith(prefix) for name in shapes):
+            which = f" {index + 1}" if len(_TEXT_PREFIXES[family]) > 1 else ""
+            message = f"the text encoder{which} is missing (no tensor starts with {prefix}); use a full checkpoint"
+            raise UserError(message, field=source)
     said = prediction.stated(tensors.keys(), metadata, family)
     slots, missing = {}, []
     for target, encoder in _targets(shapes, family):
@@ -122,6 +136,12 @@ def weights_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], sourc
     if missing:
         message = f"{len(missing)} of its weights are missing: {', '.join(missing[:4])}; use a full checkpoint"
         raise UserError(message, field=source)
+    for slot in slots.values():
+        shape = shapes[slot.name]
+        thirds = 1 if slot.target.third is None else 3
+        if len(shape) < 2 or not all(shape) or shape[0] % thirds or not tensors[slot.name].is_floating_point():
+            message = f"{slot.name} is no weight: {tensors[slot.name].dtype} of the shape {list(shape)}"
+            raise UserError(message, field=source)
     return ModelWeights(source, family, tensors, metadata, slots, None if said is None else said == prediction.V)
 
 

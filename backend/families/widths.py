@@ -45,7 +45,7 @@ def configs_from(family: str, unet: layout.UNetLayout, parts: Parts, source: str
     Args:
         family: whose configurations say what the tensors do not tell.
         unet: numbering of its U-Net.
-        parts: tensors by part.
+        parts: tensors by part; without a VAE its configuration is the family's.
         source: for messages.
 
     Raises:
@@ -53,9 +53,10 @@ def configs_from(family: str, unet: layout.UNetLayout, parts: Parts, source: str
     """
     config = family_config(family)
     config["unet"] |= _unet(unet, parts, config["unet"], source)
-    config["vae"] |= vae_widths(parts["vae"], source)
+    if "vae" in parts:
+        config["vae"] |= vae_widths(parts["vae"], source)
     for name in config:
-        if name.startswith("text_encoder"):
+        if name.startswith("text_encoder") and name in parts:
             config[name] |= _text_encoder(name, parts[name], source)
     return config
 
@@ -75,6 +76,7 @@ def _unet(unet: layout.UNetLayout, parts: Parts, family: Config, source: str) ->
         # Diffusers' name for what is the number of heads.
         found["attention_head_dim"] = [max(1, width // HEAD_WIDTH) for width in widths]
     if "use_linear_projection" in family:
+        length("mid_block.attentions.0.proj_in.weight")
         found["use_linear_projection"] = tensors["mid_block.attentions.0.proj_in.weight"].dim() == 2
     if "transformer_layers_per_block" in family:
         depths = [count_levels(tensors, f"down_blocks.{n}.attentions.0.transformer_blocks.") for n in range(levels)]
@@ -91,13 +93,15 @@ def vae_widths(tensors: Mapping[str, Tensor], source: str) -> Config:
     """What the tensors of a VAE, in Diffusers' names, tell of it."""
     length = _reader(tensors, "vae", source)
     levels = count_levels(tensors, "encoder.down_blocks.")
+    # The VAEs of newer models have no quant_conv; their latents have more channels.
+    decoded = "post_quant_conv.weight" if "post_quant_conv.weight" in tensors else "decoder.conv_in.weight"
     return {
         "block_out_channels": [
             length(f"encoder.down_blocks.{level}.resnets.0.conv2.weight") for level in range(levels)
         ],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "in_channels": length("encoder.conv_in.weight", 1),
-        "latent_channels": length("post_quant_conv.weight", 1),
+        "latent_channels": length(decoded, 1),
         "layers_per_block": count_levels(tensors, "encoder.down_blocks.0.resnets."),
         "out_channels": length("decoder.conv_out.weight"),
         "up_block_types": ["UpDecoderBlock2D"] * levels,

@@ -76,21 +76,28 @@ def concatenated(layers: Sequence[LoraLayer], ratios: Sequence[float]) -> LoraLa
 
 
 def added(layers: Sequence[LoraLayer], ratios: Sequence[float]) -> LoraLayer:
-    """The classical sum of ups and of downs, which has cross terms; the alpha is the first layer's.
+    """The sum of ups and the sum of downs, as sd-scripts' merge_lora.py makes it without --concat.
 
-    Each pair is scaled so that one layer alone would be exact: by the square root of |ratio * alpha_k / alpha|.
+    With s_k = sqrt(alpha_k / alpha) * ratio_k, where alpha is the first layer's and the result's:
+    up = sum_k |s_k| * up_k and down = sum_k s_k * down_k. So their product has every ratio squared, with its sign, and
+    terms of each up with each other down.
 
     Raises:
-        ValueError: the ranks differ.
+        ValueError: the ranks differ, or an alpha has no root.
     """
     ranks = sorted({layer.rank for layer in layers})
     if len(ranks) > 1:
         raise ValueError(f"has ranks {', '.join(map(str, ranks))}, which cannot be added")
-    rank, alpha = ranks[0], layers[0].alpha or float(ranks[0])
-    left, right = side_by_side(layers, [ratio * rank / alpha for ratio in ratios])
-    up = left.view(left.shape[0], len(layers), rank).sum(1)
-    down = right.view(len(layers), rank, right.shape[1]).sum(0)
-    whole = shaped(up, down, layers)
+    alpha = layers[0].alpha
+    if len(layers) > 1 and not all(layer.alpha / alpha >= 0 if alpha else False for layer in layers):
+        raise ValueError(f"has alphas {', '.join(f'{layer.alpha:g}' for layer in layers)}, which cannot be added")
+    ups, downs = [], []
+    for layer, ratio in zip(layers, ratios, strict=True):
+        scale = math.sqrt(layer.alpha / alpha if alpha else 1.0) * ratio
+        dtype = torch.promote_types(torch.promote_types(layer.down.dtype, layer.up.dtype), torch.float32)
+        ups.append(layer.up.flatten(1).to(dtype) * abs(scale))
+        downs.append(layer.down.flatten(1).to(dtype) * scale)
+    whole = shaped(sum(ups), sum(downs), layers)
     return LoraLayer(whole.down, whole.up, alpha)
 
 

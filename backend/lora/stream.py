@@ -28,6 +28,7 @@ DTYPE_NAMES = {
     torch.complex64: "C64",
     torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
     torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.float8_e8m0fnu: "F8_E8M0",
     torch.bool: "BOOL",
 }
 # Tensors that may wait to be written.

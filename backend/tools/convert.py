@@ -34,6 +34,7 @@ def convert(
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
     revision: str | None = None,
+    vae: str | None = None,
 ) -> None:
     """Convert a model tensor by tensor; without a type every number stays as it is, bit for bit.
 
@@ -43,6 +44,7 @@ def convert(
         dtype: type of the saved numbers.
         overwrite: replace what is there. Other files in a destination folder are left alone.
         revision: branch, tag or commit on the hub.
+        vae: the VAE to put in place of the model's own.
 
     Raises:
         UserError: the source is no model, the destination has the wrong form or exists.
@@ -50,7 +52,7 @@ def convert(
     to_folder = not locate(source, revision).is_dir()
     _check_destination(destination, to_folder, overwrite)
     emit("phase", name="loading", step=0, total=2)
-    checkpoint = read_checkpoint(source, revision)
+    checkpoint = read_checkpoint(source, revision, vae)
     empty_modules(checkpoint)
     emit("phase", name="saving", step=1, total=2)
     if to_folder:
@@ -64,5 +66,5 @@ def run(config: ConvertModel) -> None:
     """The command `convert_diffusers20_original_sd`."""
     options = config.convert
     dtype = PRECISIONS.get(options.save_precision or "")
-    convert(str(options.src), options.dst, dtype, options.overwrite, options.revision)
+    convert(str(options.src), options.dst, dtype, options.overwrite, options.revision, options.vae)
     print(f"saved {options.dst}")

@@ -33,6 +33,8 @@ _UNCARRIED = (
     ("embeddings", re.compile(r"embedding")),
     ("the VAE", re.compile(r"^first_stage_model\.")),
 )
+# Types that models are saved in, coarsest first.
+_GRAINS = (torch.bfloat16, torch.float16)
 
 
 # A preview shows at least the ranks up to this, where the modules have them.
@@ -48,6 +50,7 @@ class Extracted:
         largest: absolute difference.
         total: squared norm of the difference.
         held: how much of that the layer holds, as it is saved.
+        trained: a number differs by more than the rounding of its type.
         values: the leading singular values, as many as the rank; more for a preview.
     """
 
@@ -55,6 +58,7 @@ class Extracted:
     largest: float
     total: float = 0.0
     held: float = 0.0
+    trained: bool = False
     values: tuple[float, ...] = ()
 
 
@@ -94,7 +98,10 @@ def check_identical(found: Mapping[str, Extracted], notes: Sequence[str], config
     """
     pair = f"{config.models.model_tuned} and {config.models.model_org}"
     if any(one.largest for one in found.values()):
-        message = f"{pair} differ in text encoders alone, by less than min_diff; lower min_diff"
+        limit = "by less than min_diff; lower min_diff"
+        if config.difference.min_diff is None:
+            limit = "by rounding alone; give min_diff 0 to keep that"
+        message = f"{pair} differ in text encoders alone, {limit}"
     elif any("not in the LoRA" in note for note in notes):
         message = f"{pair} are identical in what this LoRA can carry ({notes[-1]})"
     else:
@@ -181,7 +188,7 @@ def extract_one(
     difference = second.float() - first.float()
     largest = float(difference.abs().max())
     if not largest < float("inf"):
-        field = "model_org" if not bool(torch.isfinite(first).all()) else "model_tuned"
+        field = "model_org" if not bool(torch.isfinite(first.float()).all()) else "model_tuned"
         raise UserError("has numbers that are not finite (NaN); the model is of no use", field=field)
     spectrum = leading(difference, max(rank, shown))
     like = LoraLayer(torch.empty(1, *original.shape[1:]), torch.empty(1, 1, *[1] * (original.ndim - 2)), 1.0)
@@ -193,31 +200,55 @@ def extract_one(
         saved = rounded([layer], options.save_precision, "save_precision")[0]
         error = difference - saved.delta().to(device).flatten(1)
         held = spectrum.total - float(torch.linalg.vector_norm(error).double() ** 2)
-    return Extracted(layer, largest, spectrum.total, held, tuple(spectrum.values.tolist()))
+    trained = exceeds_rounding(first, second)
+    return Extracted(layer, largest, spectrum.total, held, trained, tuple(spectrum.values.tolist()))
 
 
 def equal_but_for_rounding(first: Tensor, second: Tensor) -> bool:
-    """Whether two weights are the same, or the one is the other saved in a smaller precision."""
-    if first.dtype == second.dtype:
-        return torch.equal(first, second)
+    """Whether two weights are the same, or the one is the other saved in a smaller precision, now or before."""
+    if first.shape != second.shape:
+        return False
     if not (first.is_floating_point() and second.is_floating_point()):
         return torch.equal(first, second.to(first.dtype))
-    coarse = max((first.dtype, second.dtype), key=lambda dtype: torch.finfo(dtype).eps)
-    return torch.equal(first.to(coarse), second.to(coarse))
+    if first.dtype == second.dtype and torch.equal(first, second):
+        return True
+    coarse = max((_grain(first), _grain(second)), key=lambda dtype: torch.finfo(dtype).eps)
+    return torch.equal(first.to(coarse).float(), second.to(coarse).float())
 
 
-def decide(found: dict[str, Extracted], weights: ModelWeights, min_diff: float) -> list[str]:
-    """Leave out text encoders that differ by less than `min_diff`, each on its own evidence; returns notes."""
+def _grain(weight: Tensor) -> torch.dtype:
+    """The coarsest type that holds all numbers of a weight: that of the file it once was in."""
+    wide = weight.float()
+    types = [kind for kind in _GRAINS if torch.finfo(kind).eps > torch.finfo(weight.dtype).eps]
+    return next((kind for kind in types if torch.equal(wide.to(kind).float(), wide)), weight.dtype)
+
+
+def exceeds_rounding(first: Tensor, second: Tensor) -> bool:
+    """Whether a number differs by more than a step of its type: 2 ** -10 of itself in fp16, 2 ** -7 in bf16."""
+    coarse = max((_grain(first), _grain(second)), key=lambda dtype: torch.finfo(dtype).eps)
+    ours, theirs = first.float(), second.float()
+    step = torch.maximum(ours.abs(), theirs.abs()) * torch.finfo(coarse).eps
+    return bool(((ours - theirs).abs() > step + torch.finfo(coarse).smallest_normal * torch.finfo(coarse).eps).any())
+
+
+def decide(found: dict[str, Extracted], weights: ModelWeights, min_diff: float | None) -> list[str]:
+    """Leave out text encoders that were not trained, each on its own evidence; returns notes.
+
+    Args:
+        min_diff: those that differ by less count as such; None are those that differ by rounding alone.
+    """
     notes = []
     numbers = sorted({weights.slots[key].encoder for key in found} - {None})
     for number in numbers:
         name = "text encoder" if len(numbers) == 1 else f"text encoder {number + 1}"
         keys = [key for key in found if weights.slots[key].encoder == number]
         largest = max(found[key].largest for key in keys)
-        if largest > min_diff:
-            notes.append(f"{name}: kept, its numbers differ by up to {largest:.3g} (min_diff {min_diff:g})")
+        limit = "by rounding alone" if min_diff is None else f"min_diff {min_diff:g}"
+        if any(found[key].trained for key in keys) if min_diff is None else largest > min_diff:
+            told = "" if min_diff is None else f" ({limit})"
+            notes.append(f"{name}: kept, its numbers differ by up to {largest:.3g}{told}")
             continue
-        notes.append(f"{name}: left out, its numbers differ by at most {largest:.3g} (min_diff {min_diff:g})")
+        notes.append(f"{name}: left out, its numbers differ by at most {largest:.3g} ({limit})")
         for key in keys:
             found[key] = replace(found[key], layer=None)
     equal = sum(not one.largest for one in found.values())

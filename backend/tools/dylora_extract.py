@@ -13,7 +13,7 @@ from backend.lora.file import LoraFile, read_lora
 from backend.lora.layer import LoraLayer
 from backend.lora.provenance import cut_from, table_in
 from backend.terminal import ended_by_signals, track
-from backend.tools.files import check_target, keep_config, only_loras, save
+from backend.tools.files import check_target, keep_config, save
 from backend.tools.report import Bars, Made, Report, tell
 
 
@@ -26,7 +26,8 @@ def run(config: ExtractDyLora) -> None:
     with ended_by_signals():
         source, result = config.dylora.model, config.result
         file = read_lora(source)
-        layers = only_loras([source], [file])[0]
+        check_kind(file, config.dylora.force, source)
+        layers = {key: layer for key, layer in file.layers.items() if isinstance(layer, LoraLayer)}
         rank = rank_of(layers, source)
         unit = unit_of(file, config.dylora.unit, rank, source)
         targets = {step: numbered(result.save_to, step) for step in range(unit, rank + 1, unit)}
@@ -66,6 +67,21 @@ def all_or_none(paths: Iterable[Path], result: LoraResult) -> Iterator[None]:
             for path in paths:
                 path.unlink(missing_ok=True)
         raise
+
+
+def check_kind(file: LoraFile, force: bool, source: Path) -> None:
+    """See that a file is a DyLoRA, or at least one that can be cut as one.
+
+    Raises:
+        UserError: it says that it is none, or has layers that have no ranks to be cut.
+    """
+    other = next((layer for layer in file.layers.values() if not isinstance(layer, LoraLayer)), None)
+    if other is not None:
+        raise UserError(f"is a {other.KIND}, not a DyLoRA, and cannot be cut by its ranks", field=str(source))
+    module = file.metadata.get("ss_network_module", "").strip()
+    if module and module.rpartition(".")[2].lower() != "dylora" and not force:
+        message = f"says that it was made by {module[:80]!a}, so it is no DyLoRA, and its first ranks mean nothing"
+        raise UserError(f"{message}; to reduce its rank use svd_merge_lora, or give --force", field=str(source))
 
 
 def rank_of(layers: Mapping[str, LoraLayer], source: Path) -> int:

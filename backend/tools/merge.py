@@ -110,7 +110,8 @@ def combine(
     try:
         whole = added(added_up, ratios) if config.sum.method == "add" else concatenated(added_up, ratios)
     except ValueError as error:
-        message = f"add needs equal ranks, but {key} {error}; use exact, or svd_merge_lora for one rank"
+        message = f"add needs equal ranks and alphas of one sign, but {key} {error}"
+        message += "; use exact, or svd_merge_lora for one rank"
         raise UserError(message, field="method") from None
     return whole, distance(rounded([whole], saved_as(config), "save_precision")[0], layers, ratios)
 

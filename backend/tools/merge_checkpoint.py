@@ -227,7 +227,9 @@ def check_fits(name: str, tensor: Tensor, kind: torch.dtype) -> None:
     """
     if not tensor.numel():
         return
-    least, most = (float(end) for end in torch.aminmax(tensor))
+    # Torch looks for no ends of 8 bits.
+    wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+    least, most = (float(end) for end in torch.aminmax(wide))
     if least != least or most != most:
         raise UserError(f"{name} has numbers that are none (NaN); the model is of no use", field="sd_model")
     if max(-least, most) > torch.finfo(kind).max:

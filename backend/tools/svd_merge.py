@@ -66,10 +66,10 @@ def run(config: SvdMergeLora) -> None:
         layers = {key: reduced.layer for key, reduced in found.items()}
         title = result.save_to.stem
         metadata = merged(inputs.sources, layers, inputs.family, title)
-        made = save(result.save_to, result, layers, metadata, DTYPES[svd.save_precision or "float"])
+        made = save(result.save_to, result, layers, metadata, DTYPES[svd.saved])
         keep_config(config, result)
     start = Report(f"Merged {len(inputs.files)} LoRA(s) into {title}", result.dry_run, (made,))
-    tell(report_of(found, inputs.family, svd.save_precision or "float", start))
+    tell(report_of(found, inputs.family, svd.saved, start))
 
 
 def reduce_all(sums: Mapping[str, Sum], svd: Svd, device: torch.device) -> dict[str, Reduced]:
@@ -90,7 +90,7 @@ def reduce_one(layers: Sequence[LoraLayer], ratios: Sequence[float], svd: Svd, d
     layer = cut(spectrum, rank, layers, svd.clamp_quantile)
     layer = LoraLayer(layer.down.cpu(), layer.up.cpu(), layer.alpha)
     kept = spectrum.energy(rank)
-    saved = svd.save_precision or "float"
+    saved = svd.saved
     if {svd.precision, saved} != {"float"} or svd.clamp_quantile is not None:
         # Singular values say nothing of what rounding and clamping cost.
         error, size = distance(rounded([layer], saved, "save_precision")[0], layers, ratios)

@@ -213,5 +213,5 @@ def test_a_file_that_is_missing_is_named(missing: str, words: str, copy: Path) -
 
 def test_a_damaged_configuration_is_named(copy: Path) -> None:
     (copy / "vae/config.json").write_text("{")
-    with pytest.raises(UserError, match=r"vae/config\.json: not readable as JSON"):
+    with pytest.raises(UserError, match=r"vae/config\.json is not valid JSON"):
         load_model(copy)

@@ -170,8 +170,8 @@ def put(name: str, *shape: int) -> Callable[[Tensors], Tensors]:
 
 INCOMPLETE = {
     "one tensor missing": (drop(UNET + "out.0.weight"), ["1 tensors are missing", "unet.conv_norm_out.weight"]),
-    "no text encoder": (drop_prefix("cond_stage_model."), ["text_encoder is missing"]),
-    "no VAE": (drop_prefix(VAE), ["vae is missing"]),
+    "no text encoder": (drop_prefix("cond_stage_model."), ["text encoder is missing"]),
+    "no VAE": (drop_prefix(VAE), ["VAE is missing", "--vae"]),
     "one too many": (put(UNET + "input_blocks.1.0.gate.weight", 3), ["unexpected", "down_blocks.0.resnets.0.gate"]),
     "an unknown module": (put(UNET + "input_hint_block.0.weight", 3), ["does not have", "input_hint_block.0.weight"]),
     "a wrong shape": (

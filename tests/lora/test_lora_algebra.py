@@ -33,11 +33,12 @@ def test_concatenation_is_the_sum_to_rounding(kind: tuple, ratios: list[float]) 
 
 
 def test_one_layer_at_any_ratio_comes_out_at_that_ratio() -> None:
-    """The reference squares the ratio."""
+    """sd-scripts squares the ratio."""
     one = layer(4, 2.0)
-    for combine in (concatenated, added):
-        for ratio in (0.5, -1.0, 2.0):
-            torch.testing.assert_close(combine([one], [ratio]).delta(), ratio * one.delta(), rtol=1e-12, atol=1e-12)
+    for ratio in (0.5, -1.0, 2.0):
+        torch.testing.assert_close(concatenated([one], [ratio]).delta(), ratio * one.delta(), rtol=1e-12, atol=1e-12)
+        squared = abs(ratio) * ratio * one.delta()
+        torch.testing.assert_close(added([one], [ratio]).delta(), squared, rtol=1e-12, atol=1e-12)
 
 
 def test_negative_and_zero_alphas_are_numbers_like_others() -> None:
@@ -45,16 +46,22 @@ def test_negative_and_zero_alphas_are_numbers_like_others() -> None:
     torch.testing.assert_close(concatenated(layers, [1.0, 1.0]).delta(), layers[0].delta(), rtol=1e-12, atol=1e-12)
 
 
-def test_the_classical_sum_has_cross_terms_and_its_distance_says_so() -> None:
-    layers, ratios = [layer(4, 4.0, seed=1), layer(4, 2.0, seed=2)], [0.6, 0.4]
+@pytest.mark.parametrize("kind", SHAPES.values(), ids=SHAPES.keys())
+def test_the_classical_sum_is_that_of_the_factors(kind: tuple) -> None:
+    """sd-scripts: each up times |sqrt(alpha_k / alpha_1) * ratio|, each down times the same with its sign."""
+    layers, ratios = [layer(4, 4.0, kind, 1), layer(4, 1.0, kind, 2), layer(4, 9.0, kind, 3)], [0.5, -1.5, 1.0]
     whole = added(layers, ratios)
-    assert (whole.rank, whole.alpha) == (4, 4.0)
+    scales = [0.5, 0.5 * -1.5, 1.5]
+    up = sum(one.up * abs(scale) for one, scale in zip(layers, scales, strict=True))
+    down = sum(one.down * scale for one, scale in zip(layers, scales, strict=True))
+    assert whole.alpha == 4.0 and whole.rank == 4
+    torch.testing.assert_close(whole.up, up, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(whole.down, down, rtol=1e-12, atol=1e-12)
     error, size = distance(whole, layers, ratios)
-    wanted = dense(layers, ratios)
-    assert size == pytest.approx(float(wanted.norm()), rel=1e-9)
-    assert error == pytest.approx(float((whole.delta() - wanted).norm()), rel=1e-9) and error > 0.1 * size
-    exact, _ = distance(concatenated(layers, ratios), layers, ratios)
-    assert exact < 1e-6 * size
+    assert size == pytest.approx(float(dense(layers, ratios).norm()), rel=1e-9)
+    assert error == pytest.approx(float((whole.delta().double() - dense(layers, ratios)).norm()), rel=1e-9)
+    with pytest.raises(ValueError, match="has alphas 4, -1, which cannot be added"):
+        added([layer(4, 4.0), layer(4, -1.0)], [1.0, 1.0])
     with pytest.raises(ValueError, match="has ranks 3, 4, which cannot be added"):
         added([layer(4, 1.0), layer(3, 1.0)], [1.0, 1.0])
 

@@ -12,6 +12,7 @@ from backend.__main__ import main
 from backend.families.weights import open_weights
 from backend.lora.file import read_lora
 from backend.lora.metadata import file_hashes
+from backend.tools.diff_extract import equal_but_for_rounding, exceeds_rounding
 from tests.tools.loras import FAMILIES, Files, deltas
 from tests.tools.test_merge import assert_close, merge, wanted
 
@@ -110,7 +111,7 @@ def test_each_text_encoder_is_judged_by_itself(files: Files, tmp_path: Path, cap
     unet = r"diffusion_model\..*attn1\.to_q\.weight"
     change = {unet: 0.1, first: 0.005, second: 0.1}
     tuned = changed(source, tmp_path / "t.safetensors", change)
-    assert extract(source, tuned, tmp_path / "o.safetensors", "--dim", 2, "--sdxl") == 0
+    assert extract(source, tuned, tmp_path / "o.safetensors", "--dim", 2, "--sdxl", "--min_diff", 0.01) == 0
     told = capsys.readouterr().out
     parts = {key.split("_")[1] for key in read_lora(tmp_path / "o.safetensors").layers}
     assert parts == {"unet", "te2"}
@@ -167,7 +168,7 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing(files: Files, tmp_path:
         (sd1, sd1, [], "model_tuned: .* are identical; choose a model that was tuned"),
         (files.checkpoint("sd1", dtype=torch.float32), sd1, [], "are identical; choose a model that was tuned"),
         (sd1, norms, [], "are identical in what this LoRA can carry .differ too, .* norms"),
-        (sd1, small, [], "differ in text encoders alone, by less than min_diff; lower min_diff"),
+        (sd1, small, ["--min_diff", 0.01], "differ in text encoders alone, by less than min_diff; lower min_diff"),
         (nan, sd1, [], "model_org: has numbers that are not finite"),
         (sd1, xl, [], "model_tuned: is Stable Diffusion XL, but .* is Stable Diffusion 1"),
         (sd1, sd1, ["--v2"], "v2: is set, but the models are Stable Diffusion 1"),
@@ -199,3 +200,64 @@ def test_dry_run_precision_and_the_documents_command_line(files: Files, tmp_path
     assert all("attn1_to_q" in key for key in layers)
     assert extract(source, tuned, target, *more) == 2
     assert "exists; give --overwrite" in capsys.readouterr().err
+
+
+def test_a_text_encoder_that_was_trained_a_little_is_kept(files: Files, tmp_path: Path, capsys) -> None:
+    """Merged LoRAs change a text encoder by a few ten-thousandths; a fixed limit of 0.01 would lose them."""
+    source, unet = files.checkpoint("sdxl"), r"diffusion_model\..*attn1\.to_q\.weight"
+    first = r"conditioner\.embedders\.0\..*mlp\.fc1\.weight"
+    tuned = changed(source, tmp_path / "t.safetensors", {unet: 0.1, first: 3e-3})
+    target = tmp_path / "o.safetensors"
+    assert extract(source, tuned, target, "--dim", 2) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"text encoder 1: kept, its numbers differ by up to 0\.00\d+$", told, re.MULTILINE)
+    assert "text encoder 2: left out, its numbers differ by at most 0 (by rounding alone)" in told
+    assert {key.split("_")[1] for key in read_lora(target).layers} == {"unet", "te1"}
+
+
+@pytest.mark.parametrize("coarse", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float16])
+def test_rounding_alone_is_no_training(coarse: torch.dtype, wide: torch.dtype) -> None:
+    """A file that was once saved in a smaller precision is the same model, whatever precision it is in now."""
+    original = (torch.randn(64, 64, generator=torch.Generator().manual_seed(1)) * 0.02).to(wide)
+    rounded = original.to(coarse).to(wide)
+    assert equal_but_for_rounding(original, rounded) and equal_but_for_rounding(rounded, original.float())
+    moved = original.clone()
+    moved[3, 5] += 3e-4
+    assert not equal_but_for_rounding(original, moved) and exceeds_rounding(original, moved)
+    step = torch.nextafter(original.half(), torch.full_like(original.half(), 9.0))
+    assert not exceeds_rounding(original.half(), step)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_checkpoints_in_8_bits_are_drawn_merged_converted_and_extracted(
+    files: Files, tmp_path: Path, kind: torch.dtype, capsys
+) -> None:
+    source, lora = files.checkpoint("sd1"), files.lora("p")
+    tensors = load_file(source)
+    unet = "model.diffusion_model."
+    small = {name: value.to(kind) if name.startswith(unet) and value.dim() > 1 else value
+             for name, value in tensors.items()}  # fmt: skip
+    save_file(small, tmp_path / "f8.safetensors")
+    eight, tuned = tmp_path / "f8.safetensors", tmp_path / "m-fp16.safetensors"
+    for more in ([], ["--save_precision", "fp16"], ["--save_precision", "bf16"], ["--dry_run"]):
+        target = tmp_path / f"m-{more[-1] if more else ''}.safetensors"
+        assert merge(target, [lora], [1.0], "--sd_model", eight, *more) == 0, capsys.readouterr().err
+    merged = load_file(tuned)
+    name = f"{unet}middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+    delta = deltas(lora)["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"]
+    torch.testing.assert_close(merged[name].double(), small[name].double() + delta, rtol=2e-3, atol=2e-3)
+    for original in (source, eight):
+        assert extract(original, tuned, tmp_path / "d.safetensors", "--dim", 2, "--overwrite") == 0
+    scales = {f"{name.removesuffix('weight')}scale_weight": torch.tensor(0.25)}
+    rows = f"{unet}middle_block.1.transformer_blocks.0.attn1.to_k.weight"
+    scales |= {f"{rows.removesuffix('weight')}weight_scale": torch.linspace(1, 2, len(small[rows]))}
+    save_file(small | scales | {f"{unet}scaled_fp8": torch.zeros(2, dtype=kind)}, tmp_path / "scaled.safetensors")
+    found = open_weights(tmp_path / "scaled.safetensors").tensors
+    assert torch.equal(found[name], small[name].float() * 0.25)
+    assert torch.equal(found[rows], small[rows].float() * torch.linspace(1, 2, len(small[rows]))[:, None])
+    assert found.keys() == small.keys()
+    blocks = {f"{name.removesuffix('weight')}scale_weight": torch.ones(2, 3)}
+    save_file(small | blocks, tmp_path / "blocks.safetensors")
+    assert merge(tmp_path / "x.safetensors", [lora], [1.0], "--sd_model", tmp_path / "blocks.safetensors") == 2
+    assert "is no scale of a weight in fp8, or one of blocks" in capsys.readouterr().err

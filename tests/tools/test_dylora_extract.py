@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from backend.__main__ import main
 from backend.lora.file import read_lora
@@ -84,10 +85,11 @@ def test_what_cannot_work_is_one_line(files: Files, tmp_path: Path, capsys, more
 
 
 def test_a_file_that_does_not_say_its_unit_and_one_of_several_ranks(files: Files, tmp_path: Path, capsys) -> None:
-    assert extract(files.lora("plain"), tmp_path / "o.safetensors") == 2
+    silent = files.lora("silent", metadata={"ss_network_module": ""})
+    assert extract(silent, tmp_path / "o.safetensors") == 2
     assert "does not say that it is a DyLoRA; give the unit" in capsys.readouterr().err
     mixed = files.lora("mixed", rank=4, conv_dim=2)
-    assert extract(mixed, tmp_path / "o.safetensors", "--unit", "2") == 2
+    assert extract(mixed, tmp_path / "o.safetensors", "--unit", "2", "--force") == 2
     assert "has layers of rank 2, 4; a DyLoRA has one" in capsys.readouterr().err
     assert extract(tmp_path / "none.safetensors", tmp_path / "o.safetensors") == 2
     assert "none.safetensors: cannot be read" in capsys.readouterr().err
@@ -135,3 +137,25 @@ def test_hostile_metadata_is_no_accident(files: Files, tmp_path: Path, capsys) -
     assert extract(files.dylora("huge", 4, 2, metadata={"ss_network_args": '{"unit": "' + "9" * 5000 + '"}'}),
                    tmp_path / "h.safetensors") == 2  # fmt: skip
     assert "unit: must divide the rank 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["networks.lora", "networks.loha", "lycoris.kohya", " networks.lora_fa"])
+def test_a_file_that_says_it_is_no_dylora_is_refused_but_for_force(
+    module: str, files: Files, tmp_path: Path, capsys
+) -> None:
+    source = files.lora(f"said {module.strip()}", metadata={"ss_network_module": module})
+    target = tmp_path / "o.safetensors"
+    assert extract(source, target, "--unit", "2") == 2
+    error = capsys.readouterr().err
+    assert f"says that it was made by '{module.strip()}', so it is no DyLoRA" in error and "--force" in error
+    assert not list(tmp_path.iterdir())
+    assert extract(source, target, "--unit", "2", "--force") == 0
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_a_loha_has_no_ranks_to_cut(tmp_path: Path, capsys) -> None:
+    pieces = {"hada_w1_a": (8, 2), "hada_w1_b": (2, 8), "hada_w2_a": (8, 2), "hada_w2_b": (2, 8)}
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    save_file({f"{name}.{piece}": torch.ones(shape) for piece, shape in pieces.items()}, tmp_path / "h.safetensors")
+    assert extract(tmp_path / "h.safetensors", tmp_path / "o.safetensors", "--unit", "1", "--force") == 2
+    assert "is a LoHa, not a DyLoRA" in capsys.readouterr().err

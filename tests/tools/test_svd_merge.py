@@ -159,3 +159,21 @@ def test_what_cannot_work_is_one_line(files: Files, tmp_path: Path, capsys) -> N
         error = capsys.readouterr().err.strip().splitlines()
         assert re.search(message, error[-1]), error
         assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "kind"),
+    [
+        ([], torch.float32),
+        (["--precision", "fp16"], torch.float16),
+        (["--precision", "bf16"], torch.bfloat16),
+        (["--precision", "bf16", "--save_precision", "float"], torch.float32),
+        (["--save_precision", "fp16"], torch.float16),
+    ],
+)
+def test_numbers_are_saved_in_the_precision_that_was_asked_for(
+    files: Files, tmp_path: Path, more: list[str], kind: torch.dtype
+) -> None:
+    assert svd(tmp_path / "o.safetensors", [files.lora("p")], [1.0], "--new_rank", 2, *more) == 0
+    layers = read_lora(tmp_path / "o.safetensors").layers.values()
+    assert {factor.dtype for layer in layers for factor in layer.factors.values()} == {kind}
