@@ -162,6 +162,22 @@ def test_without_nvidia_smi_the_drivers_own_file_is_enough(box) -> None:
     assert box.told(CUDA126).usable and "535.183.01" in box.told().line
 
 
+def test_device_files_alone_are_taken_for_a_gpu_that_works(box) -> None:
+    box.has("dev/nvidia0")
+    assert box.told() == Verdict("GPU: an NVIDIA GPU", True, True) and box.told(CPU).unused
+
+
+def test_a_gpu_is_looked_for_without_waiting_for_the_driver(box, monkeypatch) -> None:
+    box.has("dev/nvidia0").has("proc/driver/nvidia/version", VERSION).says("would be asked", 1)
+    found = look(box.root, asking=False)
+    assert not describe(found, CUDA13, {}).usable and describe(found, CUDA126, {}).usable
+    monkeypatch.setattr(gpus, "look", lambda asking: found)
+    monkeypatch.setattr(gpus, "installed", lambda: CUDA126)
+    assert gpus.likely()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert not gpus.likely()
+
+
 def test_a_container_that_was_given_no_device(box) -> None:
     assert "--gpus all" in box.has("proc/driver/nvidia/version", VERSION).told().line
 
