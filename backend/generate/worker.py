@@ -30,6 +30,7 @@ from typing import Any, TextIO
 
 import torch
 
+from backend import threads
 from backend.errors import UserError
 from backend.families.base import LoadOptions
 from backend.generate.images import describe, save_png
@@ -147,6 +148,8 @@ class Worker:
         if self.loaded is None or self.loaded.key != key:
             self.unload()
             self.tell(request.get("id"), "phase", name="loading")
+            if self.device.type == "cpu":
+                set_threads(source)
             loaded = load_generation_model(source, revision, self.device, DTYPES[precision], options)
             self.loaded = Loaded(key, loaded)
         return self.loaded.generator
@@ -162,6 +165,12 @@ class Worker:
         """Write one answer."""
         self.answers.write(json.dumps({"id": identity, "event": event, **fields}, ensure_ascii=False) + "\n")
         self.answers.flush()
+
+
+def set_threads(source: str) -> None:
+    """As many threads as suit the model, unless the user has set a number."""
+    if not any(os.environ.get(name) for name in threads.NUMBER):
+        torch.set_num_threads(threads.plan(threads.size_of([Path(source)]), threads.find()).threads)
 
 
 def read_request(request: Mapping[str, Any]) -> Request:
