@@ -16,7 +16,7 @@ from backend.commands import ALIASES, COMMANDS, find
 from backend.config.base import from_argv, values
 from backend.config.declare import Command, heading
 from backend.errors import ConfigError, UserError
-from backend.lean import OPTIONAL, out_of_sight, uncollected
+from backend.lean import OPTIONAL, loadable, out_of_sight, uncollected
 from backend.processes import place
 from backend.terminal import say
 from backend.workspace import PROJECT
@@ -130,7 +130,7 @@ def main(argv: list[str], lean: bool = False) -> int:
             config = from_argv(entry.config_class(), argv[1:])
             if lean and not config.starts_processes():
                 arrange_threads(config)
-            with out_of_sight({*OPTIONAL} - {*config.packages()} if lean else ()):
+            with out_of_sight({*OPTIONAL} - loadable(config.packages()) if lean else ()):
                 function = entry.function(config)
         function(config)
     return reported.status

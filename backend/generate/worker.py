@@ -33,10 +33,12 @@ import torch
 from backend import threads
 from backend.errors import UserError
 from backend.families.base import LoadOptions
+from backend.generate.device import device_line
 from backend.generate.images import describe, save_png
 from backend.generate.pipeline import GenerationModel, load_generation_model
 from backend.generate.prompts import Request
 from backend.generate.run import choose_device, free_path
+from backend.terminal import say
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
 BATCH_SIZE = 4
@@ -73,6 +75,8 @@ class Worker:
     def __init__(self, answers: TextIO) -> None:
         self.answers = answers
         self.device = choose_device(None)
+        if line := device_line(self.device):
+            say(line)
         self.loaded: Loaded | None = None
 
     def serve(self, lines: Iterable[str]) -> None:
