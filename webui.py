@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from backend import serving
+from backend import gpus, serving
 from backend.errors import UserError, speak_any_name
 from backend.guard import Guard
 from backend.jobs import Jobs
@@ -92,6 +92,8 @@ def serve(plan: serving.Plan, workspace: Workspace) -> None:
     guard.starting = False
     jobs.run()
     print(serving.greeting(plan), flush=True)
+    # After the address, as a driver may take seconds to answer.
+    print(gpus.verdict().line, flush=True)
     done.wait()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # asked again, we end at once

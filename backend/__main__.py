@@ -11,13 +11,14 @@ import sys
 import traceback
 from types import TracebackType
 
-from backend import events
+from backend import events, gpus, threads
 from backend.commands import ALIASES, COMMANDS, find
-from backend.config.base import from_argv
-from backend.config.declare import heading
+from backend.config.base import from_argv, values
+from backend.config.declare import Command, heading
 from backend.errors import ConfigError, UserError, one_line, speak_any_name
-from backend.lean import OPTIONAL, out_of_sight, uncollected
+from backend.lean import OPTIONAL, loadable, out_of_sight, uncollected
 from backend.processes import place
+from backend.terminal import say
 from backend.workspace import PROJECT
 
 # How libraries that do not raise OSError say that the disk is full.
@@ -104,6 +105,13 @@ def write_docs() -> None:
     sys.stdout.write(f"{target}\n")
 
 
+def arrange_threads(config: Command) -> None:
+    """Decide how many threads compute, before torch is imported, and tell where they are fewer than processors."""
+    line = threads.arrange(config.command, values(config), gpus.likely(), os.environ)
+    if line:
+        say(line)
+
+
 def main(argv: list[str], lean: bool = False) -> int:
     """Run one command line and give its exit status.
 
@@ -122,7 +130,9 @@ def main(argv: list[str], lean: bool = False) -> int:
         with uncollected() if lean else contextlib.nullcontext():
             entry = find(argv[0])
             config = from_argv(entry.config_class(), argv[1:])
-            with out_of_sight({*OPTIONAL} - {*config.packages()} if lean else ()):
+            if lean and not config.starts_processes():
+                arrange_threads(config)
+            with out_of_sight({*OPTIONAL} - loadable(config.packages()) if lean else ()):
                 function = entry.function(config)
         function(config)
     return reported.status

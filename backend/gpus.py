@@ -52,10 +52,10 @@ class Machine:
 
     Attributes:
         cards: NVIDIA's GPUs, as far as they can be asked.
-        driver: the version of NVIDIA's driver, "" without one.
+        driver: the version of NVIDIA's driver, "" without one and where nobody tells.
         fault: what `nvidia-smi` complained about.
         unasked: of what kind a GPU is there that cannot be asked, such as "an NVIDIA GPU".
-        passed_in: whether the device files are there; a container may have the driver without them.
+        passed_in: whether it has device files; a container may have a driver without them.
     """
 
     cards: tuple[Card, ...] = ()
@@ -100,6 +100,13 @@ def verdict() -> Verdict:
     return describe(look(), installed(), os.environ)
 
 
+def likely() -> bool:
+    """Whether runs will use a GPU, as far as files tell: nobody has to wait for a driver's answer."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    return describe(look(asking=False), installed(), os.environ).usable
+
+
 def describe(machine: Machine, build: Build, environment: Mapping[str, str]) -> Verdict:
     """Judge a machine with a build of PyTorch.
 
@@ -123,16 +130,16 @@ def obstacle(machine: Machine, build: Build, environment: Mapping[str, str]) -> 
         return "" if build.hip else f"{of(build)} is not built for it; name a build for ROCm with LORALOOM_TORCH"
     if machine.fault:
         return f"nvidia-smi says: {machine.fault}; repair the driver or restart the machine"
-    if not machine.driver:
-        return f"it has no driver that answers; install NVIDIA's driver, {DRIVERS[13]} or newer"
     if not machine.passed_in:
+        if not machine.driver:
+            return f"it has no driver; install NVIDIA's, {DRIVERS[13]} or newer"
         return f"the driver {machine.driver} is there and no device file is; start the container with --gpus all"
     if environment.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return "CUDA_VISIBLE_DEVICES hides it; unset that variable"
     if not build.cuda:
         return f"{of(build)} is built without CUDA; {remedy(machine)}"
     needed, number = DRIVERS.get(int(build.cuda.split(".")[0]), 0), major(machine.driver)
-    if number < needed:
+    if machine.driver and number < needed:
         return (
             f"{of(build)} is built for CUDA {build.cuda}, which needs a driver of {needed} or newer, and this one is "
             f"{machine.driver}; {remedy(machine)}"
@@ -149,7 +156,7 @@ def obstacle(machine: Machine, build: Build, environment: Mapping[str, str]) -> 
 
 def remedy(machine: Machine) -> str:
     """What to do about a PyTorch that does not fit the machine."""
-    if major(machine.driver) < DRIVERS[12]:
+    if machine.driver and major(machine.driver) < DRIVERS[12]:
         return f"update the driver, to {DRIVERS[13]} or newer"
     return "start ./webui.sh again, which installs one that fits this driver (docs/gpus.md)"
 
@@ -176,15 +183,16 @@ def major(driver: str) -> int:
     return int(found[0]) if found else 0
 
 
-def look(root: Path = Path("/")) -> Machine:
+def look(root: Path = Path("/"), asking: bool = True) -> Machine:
     """What this machine has.
 
     Args:
         root: where dev, proc and sys are.
+        asking: whether nvidia-smi is asked too, which can take seconds.
     """
     driver = driver_of(root)
     passed_in = any((root / "dev").glob("nvidia[0-9]*")) or (root / "dev/dxg").exists()
-    cards, said, fault = ask()
+    cards, said, fault = ask() if asking else ((), "", "")
     if cards:
         return Machine(cards, said or driver)
     if driver or passed_in or fault:
@@ -192,7 +200,7 @@ def look(root: Path = Path("/")) -> Machine:
         unasked = "an NVIDIA GPU" if passed_in or driver or on_bus(root) else ""
         return Machine((), driver, fault if unasked else "", unasked, passed_in)
     if on_bus(root):
-        return Machine(unasked="an NVIDIA GPU")
+        return Machine(unasked="an NVIDIA GPU", passed_in=False)
     if (root / "dev/kfd").exists():
         return Machine(unasked="an AMD GPU")
     return Machine()

@@ -5,12 +5,34 @@ xformers and PEFT, which is half of the time until the first step. Here they do 
 """
 
 import gc
+import importlib
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 # What libraries import where it is installed, and what our commands need only where their options say so.
 OPTIONAL = ("bitsandbytes", "peft", "xformers")
+
+
+def loadable(packages: Collection[str]) -> set[str]:
+    """Those of the packages that can be imported here; they are. One that breaks is forgotten, as if it were not there.
+
+    What was built for another torch can fail in any way, while a library that only looks for it is imported.
+    """
+    found = set()
+    for name in packages:
+        before = {*sys.modules}
+        try:
+            importlib.import_module(name)
+            if name == "xformers":
+                importlib.import_module("xformers.ops")
+        except (ImportError, OSError, RuntimeError, AttributeError, TypeError):
+            for module in {*sys.modules} - before:
+                if module == name or module.startswith(f"{name}."):
+                    del sys.modules[module]
+        else:
+            found.add(name)
+    return found
 
 
 @contextmanager

@@ -1,5 +1,7 @@
-"""The order of the tests, and which of them are for a long run only."""
+"""The order of the tests, which of them are for a long run only, and what they inherit from whoever started them."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,29 @@ import pytest
 # By file or folder, what comes first, so that no process is left with the longest at the end; all others follow.
 FIRST = ("test_end_to_end.py", "ui", "serving", "train", "tools", "families", "generate", "networks", "demo", "jobs")
 LONG = "takes long and is shown in parts by others: ./test.sh --long runs it"
+# Signals that shells let their children ignore (SIGINT in the background of a script, SIGHUP under nohup) or block.
+INHERITED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGQUIT", "SIGTERM") if hasattr(signal, name))
+# Tells the processes of pytest-xdist which of these the first one was to ignore.
+VARIABLE = "LORALOOM_TESTS_IGNORE"
+
+
+def pass_on_defaults() -> None:
+    """Go on ignoring what this process was started to ignore, but let every process that a test starts be without.
+
+    What is ignored or blocked is inherited; what has a handler is set back in a program that is started.
+    """
+    told = os.environ.get(VARIABLE)
+    if told is None:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if hasattr(signal, "pthread_sigmask") else ()
+        ignored = [number for number in INHERITED if signal.getsignal(number) == signal.SIG_IGN or number in blocked]
+        os.environ[VARIABLE] = " ".join(str(int(number)) for number in ignored)
+    for number in map(int, os.environ[VARIABLE].split()):
+        signal.signal(number, lambda *_: None)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, INHERITED)
+
+
+pass_on_defaults()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

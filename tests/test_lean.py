@@ -87,3 +87,16 @@ def test_what_the_options_call_for_is_in_sight(given, expected):
     assert resolve(TrainNetwork, training | given).packages() == expected
     assert resolve(GenImg, {"ckpt": "m", "prompt": "x", "outdir": "o"} | given).packages() == expected
     assert {*expected} <= {*OPTIONAL}
+
+
+def test_a_kernel_that_nothing_here_calls_is_not_complained_of():
+    code = """
+import logging, backend
+logging.basicConfig()
+logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+logger.warning("Failed to load CPU gemm_4bit_forward from %s", "a hub")
+logger.warning("another thing")
+import bitsandbytes
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT)
+    assert done.returncode == 0 and "gemm_4bit" not in done.stdout + done.stderr and "another thing" in done.stderr

@@ -1,20 +1,16 @@
 """Picture files as Pillow opens them: which kinds, what damage raises, and any mode as 8-bit colours. No torch."""
 
-import os
 import struct
 
 import numpy as np
 from PIL import Image
 
+from backend.threads import cpu_count as cpu_count
+
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # What Pillow raises for damaged files of these formats, found by feeding it cut and altered ones.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-
-
-def cpu_count() -> int:
-    """The CPU threads this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

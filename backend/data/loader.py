@@ -1,6 +1,7 @@
 """Pixels for training without cached latents: decoded and resized in worker processes, ahead of the training step."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -12,6 +13,9 @@ from backend.data.batches import Batch
 from backend.data.masks import stacked_masks
 from backend.data.pictures import load_sample, to_float
 from backend.errors import UserError
+
+# Copies of this process, which have torch already. Python 3.14 would start each afresh on Linux, as it does elsewhere.
+CONTEXT = "fork" if sys.platform == "linux" else None
 
 
 class PixelLoader:
@@ -35,6 +39,7 @@ class PixelLoader:
             persistent_workers=persistent and num_workers > 0,
             prefetch_factor=2 if num_workers else None,
             worker_init_fn=_start_worker,
+            multiprocessing_context=CONTEXT if num_workers else None,
             generator=torch.Generator(),  # leaves torch's global generator alone
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -15,6 +16,7 @@ from backend.families.clip_text import in_chunks, joined, text_transformer, toke
 from backend.families.emphasis import Weighted
 from backend.families.model import Conditioning, Family, Model, Sizes
 from backend.families.original import SingleFile, TextLayout, read_original, write_original
+from backend.families.tiles import with_room
 from backend.families.tokenizer import clip_tokenizer
 from backend.families.widths import family_config
 from backend.tables import layout
@@ -101,7 +103,11 @@ def encode_images(
     """
     vae = model.vae
     weight = next(vae.parameters())
-    posterior = vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
+
+    def moments(batch: Tensor) -> Tensor:
+        return vae.encode(batch.to(weight.device, weight.dtype)).latent_dist.parameters
+
+    posterior = DiagonalGaussianDistribution(with_room(vae, pixels, moments))
     if generator is None:
         latents = posterior.mode()
     else:
@@ -112,8 +118,13 @@ def encode_images(
 @torch.no_grad()
 def decode_latents(model: Model, latents: Tensor) -> Tensor:
     """Scaled latents [B, 4, H, W] -> pixels [B, 3, 8H, 8W], about [-1, 1], not clamped."""
-    weight = next(model.vae.parameters())
-    return model.vae.decode(latents.to(weight.device, weight.dtype) / model.vae.config.scaling_factor).sample
+    vae = model.vae
+    weight = next(vae.parameters())
+
+    def pixels(batch: Tensor) -> Tensor:
+        return vae.decode(batch.to(weight.device, weight.dtype) / vae.config.scaling_factor).sample
+
+    return with_room(vae, latents, pixels)
 
 
 SD1_FILE = SingleFile(

@@ -26,8 +26,8 @@ def set_attention(unet: nn.Module, xformers: bool, sdpa: bool, device: torch.dev
     if device.type == "cuda":
         try:
             unet.enable_xformers_memory_efficient_attention()
-        except (ImportError, NotImplementedError, ValueError, RuntimeError) as error:
-            problem = str(error).strip().split("\n")[0]
+        except (ImportError, NotImplementedError, ValueError, RuntimeError, OSError, AttributeError) as error:
+            problem = str(error).strip().split("\n")[0].rstrip(":")
         else:
             return None
     unet.set_attn_processor(AttnProcessor2_0())

@@ -14,6 +14,7 @@ from backend.config.generate import GenImg
 from backend.errors import UserError
 from backend.families.base import LoadOptions
 from backend.generate.attention import set_attention
+from backend.generate.device import device_line
 from backend.generate.images import describe, save_png
 from backend.generate.pipeline import GenerationModel, load_generation_model, resolve
 from backend.generate.prompts import Request, parse_line, read_prompts
@@ -32,6 +33,8 @@ def run(config: GenImg) -> None:
     for request in requests:
         with_multipliers(loras, request.multipliers)
     device = choose_device(config.speed.device)
+    if line := device_line(device):
+        say(line)
     dtype = choose_dtype(config, device)
     options = LoadOptions.of(config.model)
     generator = load_generation_model(config.model.ckpt, config.model.revision, device, dtype, options)

@@ -36,12 +36,15 @@ from typing import Any, TextIO
 
 import torch
 
+from backend import threads
 from backend.errors import UserError
 from backend.families.base import LoadOptions
+from backend.generate.device import device_line
 from backend.generate.images import describe, save_png
 from backend.generate.pipeline import GenerationModel, load_generation_model
 from backend.generate.prompts import Request
 from backend.generate.run import choose_device, free_path
+from backend.terminal import say
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
 BATCH_SIZE = 4
@@ -133,6 +136,8 @@ class Worker:
     def __init__(self, answers: TextIO) -> None:
         self.answers = answers
         self.device = choose_device(None)
+        if line := device_line(self.device):
+            say(line)
         self.loaded: Loaded | None = None
         self._inbox = Inbox(())
 
@@ -232,6 +237,8 @@ class Worker:
         if self.loaded is None or self.loaded.key != key:
             self.unload()
             self.tell(request.get("id"), "phase", name="loading")
+            if self.device.type == "cpu":
+                set_threads(source)
             loaded = load_generation_model(source, revision, self.device, DTYPES[precision], options)
             self.loaded = Loaded(key, loaded)
         return self.loaded.generator
@@ -247,6 +254,12 @@ class Worker:
         """Write one answer."""
         self.answers.write(json.dumps({"id": identity, "event": event, **fields}) + "\n")
         self.answers.flush()
+
+
+def set_threads(source: str) -> None:
+    """As many threads as suit the model, unless the user has set a number."""
+    if not any(os.environ.get(name) for name in threads.NUMBER):
+        torch.set_num_threads(threads.plan(threads.size_of([Path(source)]), threads.find()).threads)
 
 
 def read_request(request: Mapping[str, Any]) -> Request:

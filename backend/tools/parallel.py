@@ -1,6 +1,5 @@
 """Going through many small matrices with every core."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from backend.terminal import warn
+from backend.threads import cpu_count
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,16 +26,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
 def one_core_free() -> Iterator[None]:
     """Leave a core to the thread that writes: torch's threads would keep it busy with waiting for each other."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(before, cores() - 1)))
+    torch.set_num_threads(max(1, min(before, cpu_count() - 1)))
     try:
         yield
     finally:
@@ -51,7 +46,7 @@ def each(work: Callable[[T], R], items: Iterable[T], device: torch.device, ahead
     Args:
         ahead: items per thread that may be done or in work before their turn, which bounds the memory they hold.
     """
-    threads = cores() if device.type == "cpu" else 1
+    threads = cpu_count() if device.type == "cpu" else 1
     if threads == 1:
         yield from map(work, items)
         return

@@ -14,6 +14,7 @@ from backend.config.training.speed import Speed
 from backend.errors import UserError
 from backend.families.model import Model
 from backend.generate.attention import set_attention
+from backend.generate.device import device_line
 from backend.generate.pipeline import place
 from backend.terminal import say, warn
 from backend.train.checkpointing import start_checkpointing
@@ -52,6 +53,8 @@ def make_accelerator(speed: Speed) -> tuple[Accelerator, torch.dtype]:
         )
     except ValueError as error:
         raise UserError(f"{error}; choose another or no", field="mixed_precision") from None
+    if line := device_line(accelerator.device):
+        say(line)
     if mixed_precision == "fp16" and not accelerator.native_amp:
         warn("mixed_precision fp16 needs a GPU; there is none here, so float32 is used")
         return accelerator, torch.float32

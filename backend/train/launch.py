@@ -18,6 +18,7 @@ from backend.config.base import leaves
 from backend.config.train import TrainNetwork
 from backend.config.training.devices import COMMAND, Devices, launch_lines
 from backend.terminal import say
+from backend.threads import cpu_count
 
 # So long the other processes have to notice that one is gone, and then to end when they are told to; seconds.
 NOTICE, END = 60.0, 600.0
@@ -58,7 +59,7 @@ def launch(devices: Devices, words: Sequence[str]) -> int:
     # What the library says of a broken connection is said by us, in a line.
     shared.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     # Each would take all cores otherwise.
-    shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    shared.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // count)))
     received: list[int] = []
     children: list[subprocess.Popen[bytes]] = []
 

@@ -98,3 +98,14 @@ def test_workers_are_out_of_reach_of_signals_to_the_runs_group(training_set):
     workers = [child.pid for child in active_children()]
     assert workers and all(os.getpgid(pid) != os.getpgrp() for pid in workers)
     list(stream)
+
+
+def test_workers_are_copies_on_every_python() -> None:
+    """Python 3.14 starts processes afresh, each of which would import torch again."""
+    import sys
+
+    from backend.data.loader import PixelLoader
+
+    context = PixelLoader(num_workers=1)._loader.multiprocessing_context
+    assert sys.platform != "linux" or context.get_start_method() == "fork"
+    assert PixelLoader(num_workers=0)._loader.multiprocessing_context is None

@@ -370,7 +370,6 @@ def test_a_signal_leaves_nothing_half_written(files: Files, tmp_path: Path, name
     """The job's Stop sends SIGTERM; it comes here while a tensor is written."""
     code = f"""
 import os, signal, sys
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup lets its children ignore it
 from backend.tools import merge_checkpoint as tool
 real = tool.merged_blocks
 names = []
