@@ -23,6 +23,7 @@ from backend.hosts import host_name, is_loopback
 from backend.login_page import login_page
 from backend.logins import DEVICE_SECONDS, SESSION_SECONDS, Account, Logins, Throttle, caller_of
 from backend.policy import FILE_POLICY, content_policy, safety, script_hashes
+from backend.sessions import EVERY_SECONDS, Sessions, session_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -88,6 +89,7 @@ class Guard:
         self._logins = Logins(account, folder) if account is not None else None
         self._throttle = Throttle()
         self._uploads = uploads
+        self._sessions: Sessions | None = None
 
     @asynccontextmanager
     async def install(self, app: Any) -> AsyncIterator[None]:
@@ -97,7 +99,20 @@ class Guard:
         """
         self.app = app.middleware_stack
         app.middleware_stack = self
-        yield
+        if not hasattr(app, "state_holder"):
+            yield
+            return
+        self._sessions = Sessions(app)
+        task = asyncio.create_task(self._free_sessions(self._sessions))
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def _free_sessions(self, sessions: Sessions) -> None:
+        while True:
+            await asyncio.sleep(EVERY_SECONDS)
+            sessions.free()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert self.app is not None
@@ -144,9 +159,14 @@ class Guard:
             return
         body = Body(receive, uploads)
         mark = uploads.begin() if uploads is not None else None
+        session = session_of(route_path(scope)) if self._sessions is not None else None
         try:
+            if self._sessions is not None and session is not None:
+                self._sessions.opened(session)
             await self._pass_whole(scope, headers, body, send)
         finally:
+            if self._sessions is not None and session is not None:
+                self._sessions.closed(session)
             if uploads is not None and mark is not None:
                 await asyncio.to_thread(uploads.end, mark)
 

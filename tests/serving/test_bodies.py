@@ -55,7 +55,7 @@ class Reader:
 
 @pytest.fixture
 def door(tmp_path, monkeypatch):
-    """ask(parts, path=, length=): the status and text of an answer, and whether the body was read; `.reader`, `.disk`."""
+    """ask(parts, path=, length=): the status and text of an answer; `.reader` is the application, `.disk` the disk."""
     disk, reader = Disk(tmp_path), Reader(tmp_path)
     monkeypatch.setattr(bodies, "UPLOAD_BYTES", 1000)
     monkeypatch.setattr(bodies, "BODY_BYTES", 100)

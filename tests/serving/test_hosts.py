@@ -32,7 +32,8 @@ def test_names_and_addresses_with_a_port(authority, name) -> None:
 
 
 BAD = [
-    "[::1].evil.example", "[::1]evil.example", "[::1]:80.evil.example", "[::1]@evil.example", "[::1", "::1", "::1]", "[]",
+    "[::1].evil.example", "[::1]evil.example", "[::1]:80.evil.example", "[::1]@evil.example", "[::1", "::1",
+    "::1]", "[]",
     "[localhost]", "[127.0.0.1]", "[::1%eth0]", "[[::1]]", "localhost:80:80", "localhost:x", "localhost:99999",
     "localhost:-1", "localhost:+1", "localhost:\u0661", "user@localhost", "user:pass@localhost",
     "localhost/evil.example", "localhost?x", "localhost#x", "localhost\\evil", "localhost evil",
