@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from backend.bounded import split_lines
 from backend.config.base import leaves
 from backend.config.generate import GenImg
 from backend.errors import UserError
@@ -146,7 +147,7 @@ def first_sample(workspace: Workspace) -> str:
     """The first sample prompt of the demo preset, with its options; "" if it has none."""
     preset = train.preset_values(workspace, train.PRESET)
     text = train.read_text(str(preset.get("sample_prompts", "")), (PROJECT,)) or ""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line for line in split_lines(text) if line.strip() and not line.startswith("#")]
     return lines[0].strip() if lines else ""
 
 

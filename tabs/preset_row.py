@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from backend import bounded
 from backend.config import presets
 from backend.config.base import leaves, to_toml
 from backend.config.dialects.export import to_scripts
@@ -211,10 +212,10 @@ def warning_of(values: Mapping[str, Any], root: Path) -> str:
         if isinstance(value, str) and Path(value).is_relative_to(root):
             lines.append(f"# {name} names a file of this workspace; elsewhere, bring it along and change the path.")
             try:
-                text = Path(value).read_text(encoding="utf-8") if name == "sample_prompts" else ""
-            except (OSError, UnicodeDecodeError):
+                text = bounded.read_text(value, None, limit=IMPORT_BYTES) if name == "sample_prompts" else ""
+            except UserError:
                 text = ""
-            lines += [f"#   {line}" for line in text.splitlines()]
+            lines += [f"#   {line}" for line in bounded.split_lines(text)]
     return "\n".join([*lines, ""]) if lines else ""
 
 
@@ -285,7 +286,8 @@ def _read(form: Form, file: Path, foreign: bool) -> tuple[str, dict[str, Any]]:
         raise UserError("is too large for a config", file.name)
     kind, shown = form.command_class, form.names
     if not foreign:
-        values = presets.imported(kind, file.read_bytes().decode("utf-8-sig", errors="replace"), file.name)
+        text = bounded.decoded(bounded.read_bytes(file, file.name, "toml", IMPORT_BYTES), file.name, file.name)
+        values = presets.imported(kind, text, file.name)
         ignored = [name for name in values if name not in shown]
         more = f" Set by the page itself: {', '.join(ignored)}." if ignored else ""
         return notice(f"{len(values)} options taken from {file.name}.{more}"), values
