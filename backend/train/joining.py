@@ -99,7 +99,8 @@ def meet(devices: Devices, own: Place) -> torch.device:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            store = make_store(own, os.environ, wait)
+            # Where it finds neither, accelerate makes no group, which is told below.
+            store = make_store(own, os.environ, wait) if cpu or count else None
             if store is not None:
                 options |= {"store": PrefixStore("default_pg", store), "rank": own.rank, "world_size": own.size}
             state = PartialState(cpu=cpu, timeout=wait, **options)

@@ -14,6 +14,7 @@ from ipaddress import ip_address
 
 from torch.distributed import TCPStore
 
+from backend.config.training.devices import PORT
 from backend.errors import UserError
 from backend.processes import MEETING, Place
 
@@ -49,6 +50,7 @@ def prepare(own: Place) -> None:
             os.environ.update(dict.fromkeys(INTERFACES, interface))
         if not launcher_keeps_store(os.environ):
             os.environ["MASTER_ADDR"] = LOOPBACK
+            os.environ.setdefault("MASTER_PORT", str(PORT))
     elif INTERFACES[0] not in os.environ:
         interface = interface_to(address)
         if interface:
