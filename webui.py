@@ -8,14 +8,18 @@ import threading
 from collections.abc import Sequence
 
 from backend import gpus, serving
+from backend.bodies import Uploads
+from backend.connections import hurried
 from backend.errors import UserError, speak_any_name
 from backend.guard import Guard
 from backend.jobs import Jobs
+from backend.sweeping import Sweeper
 from backend.worker import GenerateWorker, has_gpu
 from backend.workspace import DEMO_DATASET, PROJECT, Workspace
 
 UPLOAD_LIMIT = "4gb"
 CACHE_SWEEP_SECONDS, CACHE_AGE_SECONDS = 3600, 24 * 3600
+COPIES = ".gradio"
 
 
 def check_port(address: str, port: int) -> None:
@@ -43,7 +47,7 @@ def check_port(address: str, port: int) -> None:
 
 def set_environment(workspace: Workspace) -> None:
     """Tell Gradio, which reads this when it is imported, to call nobody and to keep its copies where there is room."""
-    copies = workspace.root / ".gradio"
+    copies = workspace.root / COPIES
     copies.mkdir(exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = str(copies)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -56,13 +60,16 @@ def set_environment(workspace: Workspace) -> None:
 def serve(plan: serving.Plan, workspace: Workspace) -> None:
     """Serve until a signal comes. Jobs go on without us."""
     set_environment(workspace)
+    uploads = Uploads(workspace.root / COPIES)
+    sweeper = Sweeper(uploads)
+    sweeper.start()
     import tabs
 
     # Both would need the GPU's memory; on a machine without one they only share its cores.
     worker = GenerateWorker(workspace, busy=lambda: has_gpu() and jobs.busy())
     jobs = Jobs(workspace, release=worker.released)
     jobs.reconcile()
-    guard = Guard(plan.account, plan.hosts, plan.port, plan.share)
+    guard = Guard(plan.account, plan.hosts, plan.port, plan.share, workspace.root, uploads)
     demo = tabs.build(serving.Services(workspace, jobs, worker))
     demo.delete_cache = (CACHE_SWEEP_SECONDS, CACHE_AGE_SECONDS)
     done = threading.Event()
@@ -89,6 +96,8 @@ def serve(plan: serving.Plan, workspace: Workspace) -> None:
         prevent_thread_lock=True,
         **tabs.LAUNCH,
     )
+    # Read for each new connection.
+    demo.server.config.http_protocol_class = hurried(demo.server.config.http_protocol_class)
     guard.starting = False
     jobs.run()
     print(serving.greeting(plan), flush=True)
@@ -101,6 +110,7 @@ def serve(plan: serving.Plan, workspace: Workspace) -> None:
     worker.close()
     jobs.close()
     demo.close(verbose=False)
+    sweeper.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

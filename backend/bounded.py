@@ -3,6 +3,7 @@
 Text, JSON and toml that come from a user, a ZIP, a job's folder or a model's go through here. Knows no torch.
 """
 
+import errno
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from backend.errors import UserError
 
@@ -43,6 +44,20 @@ def split_lines(text: str) -> list[str]:
     """
     lines = _NEWLINES.split(text)
     return lines if lines[-1] else lines[:-1]
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, open for reading; a FIFO would wait for its other end, and a device may never end.
+
+    Raises:
+        OSError: it is missing, something else or unreadable.
+        ValueError: that is no name of a file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "is no regular file", str(path))
 
 
 def read_bytes(path: str | Path, field: str | None, kind: str = "text", limit: int = TEXT_BYTES) -> bytes:

@@ -7,13 +7,20 @@ is full, so that the reason of a failure is known however it came about.
 import json
 import os
 import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from backend.bounded import open_regular, parse_json
+from backend.errors import UserError
 from backend.processes import is_first
 
 VARIABLE = "LORALOOM_EVENTS"
 RESERVE_BYTES = 4096
+# The largest event is a report with a row for each module of a network.
+LINE_BYTES, READ_BYTES = 8 * 2**20, 32 * 2**20
+ERRORS = 16
 
 
 def emit(event: str = "progress", **fields: Any) -> None:
@@ -77,36 +84,50 @@ def _use_reserve(path: Path, line: bytes) -> None:
 
 
 def read_errors(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The error events of a file and of its reserve."""
-    told = [*read(path)[0], *read(reserve_of(path))[0]]
-    return [record for record in told if record.get("event") == "error"]
+    """The last error events of a file and of its reserve."""
+    told = deque((record for record in every(path) if record.get("event") == "error"), maxlen=ERRORS)
+    return [*told, *(record for record in every(reserve_of(path)) if record.get("event") == "error")]
+
+
+def every(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """All events of a file, read piece by piece; see `read`."""
+    offset, before = 0, -1
+    while offset != before:
+        before = offset
+        events, offset = read(path, offset)
+        yield from events
 
 
 def read(path: str | os.PathLike[str], offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Read the complete lines behind a byte offset.
+    """Read the complete lines behind a byte offset, up to `READ_BYTES` of them.
 
-    Lines that are not a JSON object (a write cut short by a full disk) are passed over.
+    Lines that are not a JSON object (a write cut short by a full disk, say), or one that nothing of ours writes (nested
+    too deep, a number too large, longer than `LINE_BYTES`), are passed over.
 
     Args:
-        path: the events file; a missing one has no events.
+        path: the events file; a missing one, and what is no regular file, has no events.
         offset: where the last call ended, in bytes.
 
     Returns:
         The events in order, and the offset to go on from.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(Path(path)) as file:
             file.seek(offset)
-            data = file.read()
-    except FileNotFoundError:
+            data = file.read(READ_BYTES)
+    except (OSError, ValueError):
         return [], offset
     end = data.rfind(b"\n") + 1
-    events = []
-    for line in data[:end].splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            events.append(record)
-    return events, offset + end
+    if not end and len(data) == READ_BYTES:
+        # One line without an end: its rest is no event either.
+        end = len(data)
+    found = (_event(line) for line in data[:end].split(b"\n") if 0 < len(line) <= LINE_BYTES)
+    return [record for record in found if record is not None], offset + end
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = parse_json(line.decode("utf-8"), "the line", None)
+    except (UserError, UnicodeDecodeError):
+        return None
+    return record if isinstance(record, dict) else None

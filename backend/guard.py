@@ -4,23 +4,26 @@ An ASGI wrapper around the whole of Gradio's app, because Gradio itself checks n
 not on localhost, answers several routes without a login and serves files with whatever type they have.
 """
 
-import base64
+import asyncio
 import gzip
-import hashlib
-import hmac
 import json
 import re
-import secrets
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from errno import EDQUOT, ENOSPC
 from fnmatch import fnmatchcase
-from html import escape
-from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
+
+from starlette.requests import ClientDisconnect
+
+from backend.bodies import Body, Refusal, Uploads, refuse_plain
+from backend.hosts import host_name, is_loopback
+from backend.login_page import login_page
+from backend.logins import DEVICE_SECONDS, SESSION_SECONDS, Account, Logins, Throttle, caller_of
+from backend.policy import FILE_POLICY, content_policy, safety, script_hashes
+from backend.sessions import EVERY_SECONDS, Sessions, session_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -28,56 +31,18 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-FAILURES, ALL_FAILURES = 8, 40  # wrong passwords in a minute, of one caller and of all together
-FAILURE_SECONDS = 60.0
-SESSION_SECONDS = 30 * 24 * 3600
-SHARE_ASSETS = "https://gradio.s3-us-west-2.amazonaws.com"
 PAGE = "/"
 START_UP = "/gradio_api/startup-events"
+UPLOAD = "/gradio_api/upload"
 # Wherever they stand in a path: no prefix makes a file anything else.
 FILES = ("/gradio_api/file=", "/gradio_api/file/", "/gradio_api/stream/")
 # Shown by a browser as what they are; everything else is only ever saved.
 INLINE = re.compile(r"(image/(png|jpeg|webp|gif|avif|bmp)|audio/|video/|text/plain|application/json)")
-FILE_POLICY = "default-src 'none'; sandbox; frame-ancestors 'self'"
 
-_SCRIPT = re.compile(rb"<script(?P<attributes>[^>]*)>(?P<text>.*?)</script>", re.DOTALL | re.IGNORECASE)
 _FORM_BYTES = 8192
 _PORTS = {"http": ":80", "https": ":443"}
 _HTML = [("content-type", "text/html; charset=utf-8")]
 _JSON = [("content-type", "application/json")]
-
-
-@dataclass(frozen=True)
-class Account:
-    """The one user of a server that asks for a password."""
-
-    username: str
-    password: str = field(repr=False)
-
-    def matches(self, username: str, password: str) -> bool:
-        """Compare in a time that does not depend on where the texts differ."""
-        right = [
-            hmac.compare_digest(hashlib.sha256(given.encode()).digest(), hashlib.sha256(known.encode()).digest())
-            for given, known in ((username, self.username), (password, self.password))
-        ]
-        return all(right)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or address (brackets allowed, no port) means this machine."""
-    host = host.strip("[]").lower()
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def host_name(authority: str) -> str:
-    """The name in a Host header or the like: `a.b:7860` gives `a.b`, `[::1]:80` gives `[::1]`; in lower case."""
-    authority = authority.strip().lower()
-    return authority.partition("]")[0] + "]" if authority.startswith("[") else authority.partition(":")[0]
 
 
 def route_path(scope: Scope) -> str:
@@ -102,6 +67,8 @@ class Guard:
             and no names any Host is served.
         port: names the cookie, since browsers keep cookies by host and not by port.
         share: whether the page comes with the share link's assets.
+        folder: where logins outlive a restart; None forgets them.
+        uploads: the folder that uploads are written to; without one there is no limit but a request's.
     """
 
     def __init__(
@@ -110,15 +77,19 @@ class Guard:
         hosts: tuple[str, ...] = (),
         port: int = 7860,
         share: bool = False,
+        folder: Path | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         self.app: App | None = None
         self.starting = True
         self._account = account
         self._hosts = tuple(host.lower() for host in hosts)
-        self._cookie = f"loraloom_{port}"
+        self._cookie, self._device = f"loraloom_{port}", f"loraloom_device_{port}"
         self._share = share
-        self._sessions: dict[str, float] = {}
-        self._failures: dict[str, deque[float]] = {}
+        self._logins = Logins(account, folder) if account is not None else None
+        self._throttle = Throttle()
+        self._uploads = uploads
+        self._sessions: Sessions | None = None
 
     @asynccontextmanager
     async def install(self, app: Any) -> AsyncIterator[None]:
@@ -128,7 +99,20 @@ class Guard:
         """
         self.app = app.middleware_stack
         app.middleware_stack = self
-        yield
+        if not hasattr(app, "state_holder"):
+            yield
+            return
+        self._sessions = Sessions(app)
+        task = asyncio.create_task(self._free_sessions(self._sessions))
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def _free_sessions(self, sessions: Sessions) -> None:
+        while True:
+            await asyncio.sleep(EVERY_SECONDS)
+            sessions.free()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert self.app is not None
@@ -137,7 +121,7 @@ class Guard:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         path = route_path(scope)
-        refusal = self._refuse_host(headers) or self._refuse_origin(headers)
+        refusal = _refuse_doubled(scope) or self._refuse_host(headers) or self._refuse_origin(headers)
         if refusal is None and self._account is not None:
             if scope["type"] == "http" and path.rstrip("/") in ("/login", "/logout"):
                 await self._log_in_or_out({**scope, "path": path}, headers, receive, send)
@@ -147,7 +131,7 @@ class Guard:
             if not own_call and not self._logged_in(headers):
                 refusal = (401, "Log in first.")
         if refusal is None:
-            await self._pass_on(scope, headers, receive, send)
+            await self._take_in(scope, headers, receive, send)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
@@ -155,7 +139,78 @@ class Guard:
             # Relative, so that it holds behind a proxy that serves us below a path.
             await self._answer(send, 303, "", [("location", "login")])
         else:
-            await self._answer(send, refusal[0], json.dumps({"detail": refusal[1]}), _JSON)
+            await self._refuse(send, refusal)
+
+    # What may come in
+
+    async def _take_in(self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send) -> None:
+        """Pass a request on whose body is not too large, and has come whole."""
+        if scope["type"] == "websocket":
+            await self._pass_on(scope, headers, receive, send)
+            return
+        uploads = self._uploads if scope["method"] == "POST" and route_path(scope).rstrip("/") == UPLOAD else None
+        size = headers.get("content-length", "")
+        announced = int(size) if size.isascii() and size.isdigit() and len(size) < 20 else 0
+        refusal = refuse_plain(announced) if uploads is None else uploads.refuse(announced)
+        if uploads is not None and refusal is None:
+            refusal = await asyncio.to_thread(uploads.refuse_kept, announced)
+        if refusal is not None:
+            await self._refuse(send, refusal)
+            return
+        body = Body(receive, uploads)
+        mark = uploads.begin() if uploads is not None else None
+        session = session_of(route_path(scope)) if self._sessions is not None else None
+        try:
+            if self._sessions is not None and session is not None:
+                self._sessions.opened(session)
+            await self._pass_whole(scope, headers, body, send)
+        finally:
+            if self._sessions is not None and session is not None:
+                self._sessions.closed(session)
+            if uploads is not None and mark is not None:
+                await asyncio.to_thread(uploads.end, mark)
+
+    async def _pass_whole(self, scope: Scope, headers: dict[str, str], body: Body, send: Send) -> None:
+        """Pass a request on; what the application says of a body that broke off is replaced by the reason."""
+        begun = False
+        held: list[Message] = []
+
+        async def send_on(message: Message) -> None:
+            nonlocal begun
+            if body.refusal is not None and not begun:
+                return
+            # A failure is held back until it is known whether the disk was full.
+            if held or (message["type"] == "http.response.start" and message["status"] == 500):
+                held.append(message)
+                return
+            begun = True
+            await send(message)
+
+        refusal: Refusal | None = None
+        try:
+            await self._pass_on(scope, headers, body.receive, send_on)
+        except ClientDisconnect:
+            # Nobody is left to be told anything, or we have broken off ourselves.
+            held.clear()
+        except OSError as error:
+            if error.errno not in (ENOSPC, EDQUOT):
+                await _send_all(held, send)
+                raise
+            refusal = 507, "The disk of the workspace is full; delete old jobs or files."
+            held.clear()
+        except BaseException:
+            await _send_all(held, send)
+            raise
+        refusal = body.refusal or refusal
+        if refusal is not None and not begun:
+            await self._refuse(send, refusal)
+        else:
+            await _send_all(held, send)
+
+    async def _refuse(self, send: Send, refusal: Refusal) -> None:
+        # What of the body is still on its way is not read.
+        close = [("connection", "close")] if refusal[0] in (408, 413, 507) else []
+        await self._answer(send, refusal[0], json.dumps({"detail": refusal[1]}), [*_JSON, *close])
 
     # Who may call
 
@@ -165,7 +220,7 @@ class Guard:
     def _refuse_host(self, headers: dict[str, str]) -> tuple[int, str] | None:
         host = host_name(headers.get("host", ""))
         if not host:
-            return 400, "The request names no Host."
+            return 400, "The request names no Host that is a name or an address."
         if is_loopback(host) or self._listed(host) or (self._account is not None and not self._hosts):
             return None
         return 400, f"Host {host} is not served. Start with --allowed_hosts {host} to serve it, with a password."
@@ -183,21 +238,23 @@ class Guard:
 
     # Login
 
-    def _token(self, headers: dict[str, str]) -> str:
+    def _token(self, headers: dict[str, str], wanted: str) -> str:
         for part in headers.get("cookie", "").split(";"):
             name, _, value = part.strip().partition("=")
-            if name == self._cookie:
+            if name == wanted:
                 return value
         return ""
 
     def _logged_in(self, headers: dict[str, str]) -> bool:
-        return self._sessions.get(self._token(headers), 0.0) > time.time()
+        return self._logins is not None and self._logins.is_valid(self._token(headers, self._cookie))
 
     async def _log_in_or_out(self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send) -> None:
         home = [("location", "./")]
         if scope["path"].startswith("/logout"):
-            self._sessions.pop(self._token(headers), None)
-            await self._answer(send, 303, "", [("location", "login"), self._set_cookie(scope, headers, "", 0)])
+            if self._logins is not None:
+                self._logins.end(self._token(headers, self._cookie))
+            cookie = _set_cookie(scope, headers, self._cookie, "", 0)
+            await self._answer(send, 303, "", [("location", "login"), cookie])
         elif scope["method"] == "POST":
             await self._log_in(scope, headers, receive, send)
         elif scope["method"] not in ("GET", "HEAD"):
@@ -205,88 +262,42 @@ class Guard:
         elif self._logged_in(headers):
             await self._answer(send, 303, "", home)
         else:
-            await self._answer(send, 200, _login_page(""), _HTML)
+            await self._answer(send, 200, login_page(""), _HTML)
 
     async def _log_in(self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send) -> None:
         page = "text/html" in headers.get("accept", "")
-        caller = (scope.get("client") or ("",))[0]
-        form = parse_qs((await _read_body(receive)).decode("utf-8", "replace"), keep_blank_values=True)
+        form = parse_qs((await _read_body(Body(receive, None).receive)).decode("utf-8", "replace"), True)
         username, password = form.get("username", [""])[0].strip(), form.get("password", [""])[0]
-        assert self._account is not None
-        if self._throttled(caller):
+        assert self._account is not None and self._logins is not None
+        caller = caller_of(scope.get("client"), headers, self._logins.device(self._token(headers, self._device)))
+        if not self._throttle.hears(caller):
             status, text = 429, "Too many wrong passwords. Wait a minute."
         elif self._account.matches(username, password):
-            token = secrets.token_urlsafe(32)
-            now = time.time()
-            self._sessions = {known: end for known, end in self._sessions.items() if end > now}
-            self._sessions[token] = now + SESSION_SECONDS
-            cookie = self._set_cookie(scope, headers, token, SESSION_SECONDS)
+            given = ((self._cookie, self._logins.issue(), SESSION_SECONDS),)
+            given += ((self._device, self._logins.issue_device(), DEVICE_SECONDS),)
+            cookies = [_set_cookie(scope, headers, *cookie) for cookie in given]
             if page:
-                await self._answer(send, 303, "", [("location", "./"), cookie])
+                await self._answer(send, 303, "", [("location", "./"), *cookies])
             else:
-                await self._answer(send, 200, '{"success":true}', [*_JSON, cookie])
+                await self._answer(send, 200, '{"success":true}', [*_JSON, *cookies])
             return
         else:
-            self._failures.setdefault(caller, deque(maxlen=FAILURES)).append(time.monotonic())
+            self._throttle.failed(caller)
             status, text = 400, "Wrong name or password."
         if page:
-            await self._answer(send, status, _login_page(text), _HTML)
+            await self._answer(send, status, login_page(text), _HTML)
         else:
             await self._answer(send, status, json.dumps({"detail": text}), _JSON)
-
-    def _throttled(self, caller: str) -> bool:
-        start = time.monotonic() - FAILURE_SECONDS
-        self._failures = {name: times for name, times in self._failures.items() if times[-1] > start}
-        recent = {name: sum(moment > start for moment in times) for name, times in self._failures.items()}
-        # A caller's address means little: behind a proxy all have one, and one with many addresses could go on forever.
-        return recent.get(caller, 0) >= FAILURES or sum(recent.values()) >= ALL_FAILURES
-
-    def _set_cookie(self, scope: Scope, headers: dict[str, str], token: str, seconds: int) -> tuple[str, str]:
-        encrypted = "https" in (scope.get("scheme"), headers.get("x-forwarded-proto", "").split(",")[0].strip())
-        secure = "; Secure" if encrypted else ""
-        return "set-cookie", f"{self._cookie}={token}; Max-Age={seconds}; Path=/; HttpOnly; SameSite=Lax{secure}"
 
     # Answers
 
     async def _answer(self, send: Send, status: int, text: str, headers: list[tuple[str, str]]) -> None:
         body = text.encode()
-        fixed = [("content-length", str(len(body))), ("cache-control", "no-store"), *self._safety(self._policy(()))]
+        fixed = [("content-length", str(len(body))), ("cache-control", "no-store")]
+        fixed += safety(content_policy((), self._share))
         raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in [*headers, *fixed]]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body})
-
-    def _policy(self, hashes: tuple[str, ...]) -> str:
-        """The content policy of a page whose inline scripts have these hashes.
-
-        Gradio evaluates the `js=` of events and Vega its expressions, hence 'unsafe-eval'. Inline scripts and handlers
-        that somebody smuggled in through a name or a caption do not run, and nothing can be sent to another host.
-        """
-        assets = f" {SHARE_ASSETS}" if self._share else ""
-        scripts = " ".join(f"'sha256-{digest}'" for digest in hashes)
-        return "; ".join(
-            (
-                f"default-src 'self'{assets}",
-                f"script-src 'self' 'unsafe-eval' {scripts}{assets}".rstrip(),
-                f"style-src 'self' 'unsafe-inline'{assets}",
-                f"img-src 'self' data: blob:{assets}",
-                f"font-src 'self' data:{assets}",
-                "media-src 'self' data: blob:",
-                f"connect-src 'self' data: blob:{assets}",
-                "worker-src 'self' blob:",
-                "object-src 'none'",
-                "base-uri 'self'",
-                "form-action 'self'",
-                "frame-ancestors 'self'",
-            )
-        )
-
-    def _safety(self, policy: str) -> list[tuple[str, str]]:
-        return [
-            ("content-security-policy", policy),
-            ("x-content-type-options", "nosniff"),
-            ("referrer-policy", "same-origin"),
-            ("cross-origin-resource-policy", "same-origin"),
-        ]
 
     async def _pass_on(self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send) -> None:
         assert self.app is not None
@@ -308,7 +319,7 @@ class Guard:
                 if page and kind.startswith("text/html"):
                     held.append(message)
                     return
-                added = self._safety(FILE_POLICY if is_file else self._policy(()))
+                added = safety(FILE_POLICY if is_file else content_policy((), self._share))
                 if is_file and not INLINE.match(kind):
                     named = _header(message, b"content-disposition").partition(";")[2]
                     added.append(("content-disposition", f"attachment;{named}" if named else "attachment"))
@@ -325,7 +336,7 @@ class Guard:
     async def _send_page(self, held: list[Message], compress: bool, send: Send) -> None:
         start = held[0]
         body = b"".join(part.get("body", b"") for part in held[1:])
-        added = self._safety(self._policy(_script_hashes(body)))
+        added = safety(content_policy(script_hashes(body), self._share))
         if compress:
             body = gzip.compress(body, 6, mtime=0)
             added += [("content-encoding", "gzip"), ("vary", "accept-encoding")]
@@ -335,9 +346,25 @@ class Guard:
         await send({"type": "http.response.body", "body": body})
 
 
-def _script_hashes(page: bytes) -> tuple[str, ...]:
-    texts = [match["text"] for match in _SCRIPT.finditer(page) if b"src=" not in match["attributes"].lower()]
-    return tuple(base64.b64encode(hashlib.sha256(text).digest()).decode() for text in texts)
+def _set_cookie(
+    scope: Scope, headers: dict[str, str], name: str, token: str, seconds: int
+) -> tuple[str, str]:
+    encrypted = "https" in (scope.get("scheme"), headers.get("x-forwarded-proto", "").split(",")[0].strip())
+    secure = "; Secure" if encrypted else ""
+    return "set-cookie", f"{name}={token}; Max-Age={seconds}; Path=/; HttpOnly; SameSite=Lax{secure}"
+
+
+def _refuse_doubled(scope: Scope) -> Refusal | None:
+    """Of two Host or Origin headers somebody else may believe the other one."""
+    names = [name.lower() for name, _ in scope["headers"]]
+    if names.count(b"host") > 1 or names.count(b"origin") > 1:
+        return 400, "The request names more than one Host or Origin."
+    return None
+
+
+async def _send_all(messages: list[Message], send: Send) -> None:
+    for message in messages:
+        await send(message)
 
 
 def _header(message: Message, name: bytes) -> str:
@@ -361,34 +388,3 @@ async def _read_body(receive: Receive) -> bytes:
             return b""
         if not message.get("more_body"):
             return body
-
-
-def _login_page(message: str) -> str:
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>LoRA Loom: log in</title>
-<style>
-:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }}
-body {{ display: grid; place-items: center; min-height: 90vh; margin: 0; }}
-form {{ display: grid; gap: .75rem; width: min(20rem, 90vw); }}
-h1 {{ font-size: 1.4rem; margin: 0; }}
-label {{ display: grid; gap: .2rem; font-size: .9rem; }}
-input, button {{ font: inherit; padding: .5rem .6rem; border-radius: .4rem; border: 1px solid #8888; }}
-button {{ background: #4f46e5; color: #fff; border: 0; cursor: pointer; }}
-p {{ margin: 0; min-height: 1.5em; color: #d33; }}
-</style>
-</head>
-<body>
-<form method="post">
-<h1>LoRA Loom</h1>
-<label>Username<input name="username" autocomplete="username" autofocus required></label>
-<label>Password<input name="password" type="password" autocomplete="current-password" required></label>
-<button>Log in</button>
-<p role="alert">{escape(message)}</p>
-</form>
-</body>
-</html>
-"""

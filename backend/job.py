@@ -4,18 +4,27 @@ job.json (what was asked), config.toml (snapshot), pid (who runs it), log.txt, e
 (how it ended), output/. The state is never stored, it follows from these.
 """
 
-import json
 import os
 import re
+import sys
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from backend.bounded import open_regular, parse_json, read_text
+from backend.errors import UserError
 from backend.job_runner import boot, identity, process_fields
 from backend.workspace import WEIGHTS
 
 STATES = ("queued", "running", "finished", "failed", "interrupted", "stopped")
 PARTIAL = re.compile(r"-(\d{6}|step\d{8})$")
+COMMAND = re.compile(r"[A-Za-z0-9_]{1,100}")
+# Of job.json; pid and exit are a few words.
+REQUEST_BYTES, SHORT = 2**20, 256
+# The year 9999, which dates still have.
+LATEST = 253402300799.0
 JOB_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 
 
@@ -72,12 +81,18 @@ class Job:
 
 
 def read_job(folder: Path) -> Job | None:
-    """The job in a folder; None when there is none."""
+    """The job in a folder; None when there is none.
+
+    One whose job.json cannot be read is passed over, which is said once: it must not hide the others.
+    """
+    if not (folder / "job.json").exists():
+        return None
     try:
-        request = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        command, title, created = str(request["command"]), str(request["title"]), float(request["created"])
+        request = parse_json(read_text(folder / "job.json", None, "JSON", REQUEST_BYTES), "job.json", None)
+        command, title, created = _request(request)
         resumes, first = str(request.get("resumes", "")), int(request.get("first_step", 0))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        _complain(str(folder), str(error) if isinstance(error, UserError) else f"job.json is broken: {error}")
         return None
     # In this order: a job that begins or ends between two looks must not seem interrupted.
     asked = (folder / "stop").exists()
@@ -98,14 +113,41 @@ def read_job(folder: Path) -> Job | None:
     return Job(folder.name, folder, command, title, state, created, started, ended, code, stopping, resumes, first)
 
 
+def _request(request: Any) -> tuple[str, str, float]:
+    """Command, title and time of what was asked for.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: one of them is none.
+    """
+    command, title, created = request["command"], request["title"], float(request["created"])
+    if not isinstance(command, str) or not COMMAND.fullmatch(command):
+        raise ValueError("command is none")
+    if not isinstance(title, str):
+        raise TypeError("title is no text")
+    if not 0 <= created < LATEST:
+        raise ValueError("created is no time")
+    return command, title, created
+
+
+@lru_cache(maxsize=1024)
+def _complain(folder: str, reason: str) -> None:
+    """Said once for each folder and reason, although the list is read every second."""
+    print(f"the run in {folder} is passed over: {' '.join(reason.split())[:300]}", file=sys.stderr, flush=True)
+
+
 def read_pid(folder: Path) -> tuple[int, str]:
     """The process that runs a job, the leader of its group, and its identity.
 
     Raises:
         OSError, ValueError: when none is written down.
     """
-    number, _, known = (folder / "pid").read_text().strip().partition(" ")
-    return int(number), known
+    with open_regular(folder / "pid") as file:
+        number, _, known = file.read(SHORT).decode("ascii").strip().partition(" ")
+    pid = int(number)
+    # 0 and -1 would mean our own group and everybody.
+    if not 1 < pid < 2**22:
+        raise ValueError(f"{pid} is no process")
+    return pid, known
 
 
 def is_alive(folder: Path) -> bool:
@@ -151,9 +193,9 @@ def _modified(path: Path) -> float | None:
 
 def _read_exit(folder: Path) -> tuple[int | None, float | None]:
     try:
-        with (folder / "exit").open() as file:
+        with open_regular(folder / "exit") as file:
             ended = os.fstat(file.fileno()).st_mtime
-            return int(file.read()), ended
+            return int(file.read(SHORT)), ended
     except FileNotFoundError:
         return None, None
     except (OSError, ValueError):

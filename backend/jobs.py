@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -20,14 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from backend import events
+from backend.bounded import open_regular, split_lines
 from backend.errors import ConfigError, UserError, workspace_errors
 from backend.job import JOB_ID, Job, read_job, read_pid
-from backend.job_runner import reserve, write_exit
+from backend.job_runner import NO_COMMAND, reserve, write_exit
 from backend.workspace import PROJECT, Workspace
 
 TAIL_BYTES = 64 * 1024
 
 _CLAIM_SECONDS = 60.0
+# As toml writes it, or as it is.
+_NO_TEXT = re.compile("\0|[\ud800-\udfff]|(?<!\\\\)(?:\\\\\\\\)*\\\\(?:u0000|U00000000|x00)")
 
 
 def backend_argv(job: Job) -> list[str]:
@@ -110,9 +114,11 @@ class Jobs:
             with workspace_errors("workspace"):
                 (making / "output").mkdir(parents=True)
                 text = config_toml if isinstance(config_toml, str) else config_toml(folder / "output")
+                _check_characters(text)
                 (making / "config.toml").write_text(text, encoding="utf-8")
                 self._check(command, making / "config.toml")
-                request = {"command": command, "title": title or command, "created": time.time()}
+                named = (title or command).encode("utf-8", "replace").decode("utf-8")
+                request = {"command": command, "title": named, "created": time.time()}
                 request |= fill(making, folder) if fill is not None else {}
                 (making / "job.json").write_text(json.dumps(request), encoding="utf-8")
                 reserve(making)
@@ -174,12 +180,12 @@ class Jobs:
             New text (whole UTF-8 characters) and the offset to go on from.
         """
         try:
-            with self.get(job_id).log.open("rb") as file:
+            with open_regular(self.get(job_id).log) as file:
                 end = file.seek(0, os.SEEK_END)
                 file.seek(max(offset, end - limit, 0) if offset <= end else max(end - limit, 0))
                 start = file.tell()
                 data = file.read(limit)
-        except FileNotFoundError:
+        except OSError:
             return "", 0
         keep = len(data) - _unfinished(data)
         return data[:keep].decode("utf-8", "replace"), start + keep
@@ -197,7 +203,7 @@ class Jobs:
         if errors:
             field, message = errors[-1].get("field"), str(errors[-1].get("message", ""))
             return f"{field}: {message}" if field and not message.startswith(f"{field}:") else message
-        lines = [line for line in self.tail(job_id)[0].splitlines() if line.strip()]
+        lines = [line for line in split_lines(self.tail(job_id)[0]) if line.strip()]
         if lines:
             return lines[-1].strip()
         return "ended" if job.exit_code is None else f"ended with exit code {job.exit_code}"
@@ -254,7 +260,7 @@ class Jobs:
         while not self._closed.is_set():
             try:
                 self.dispatch()
-            except (OSError, UserError) as error:
+            except (OSError, UserError, ValueError) as error:
                 # A full disk or a vanished volume may come back; the queue must not die of it.
                 print(f"cannot start the next job: {error}", file=sys.stderr)
             self._wake.wait(interval)
@@ -267,16 +273,12 @@ class Jobs:
         return next((job for job in reversed(jobs) if job.state == "queued"), None)
 
     def _launch(self, job: Job) -> None:
-        with job.log.open("ab") as log:
-            runner = subprocess.Popen(
-                [sys.executable, "-m", "backend.job_runner", str(job.folder), *self._argv(job)],
-                cwd=PROJECT,
-                env={**self.workspace.environment(), events.VARIABLE: str(job.events)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        try:
+            runner = self._run_job(job)
+        except (OSError, ValueError) as error:
+            # Otherwise it would be the next one for ever, and keep all others waiting.
+            write_exit(job.folder, NO_COMMAND)
+            raise UserError(f"the run in {job.folder} cannot be started: {error}", "job") from error
         self._runners.append(runner)
         deadline = time.monotonic() + _CLAIM_SECONDS
         while not (job.folder / "pid").exists() and runner.poll() is None and time.monotonic() < deadline:
@@ -286,6 +288,20 @@ class Jobs:
             code = runner.wait()
             if not (job.folder / "exit").exists():
                 write_exit(job.folder, code)
+
+    def _run_job(self, job: Job) -> subprocess.Popen[bytes]:
+        # A FIFO in its place would wait for somebody who reads it.
+        descriptor = os.open(job.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        with open(descriptor, "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "backend.job_runner", str(job.folder), *self._argv(job)],
+                cwd=PROJECT,
+                env={**self.workspace.environment(), events.VARIABLE: str(job.events)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def _signal(self, job: Job, kill: bool) -> None:
         pid, _ = read_pid(job.folder)
@@ -311,6 +327,18 @@ class Jobs:
         folders = [path for path in self.workspace.jobs.iterdir() if JOB_ID.fullmatch(path.name)]
         jobs = [job for job in map(read_job, folders) if job is not None]
         return sorted(jobs, key=lambda job: (job.created, job.id), reverse=True)
+
+
+def _check_characters(text: str) -> None:
+    """See that a config can be written, and that no command line or path is cut short by a NUL.
+
+    Raises:
+        UserError: naming the field.
+    """
+    found = next((line for line in split_lines(text) if _NO_TEXT.search(line)), None)
+    if found is not None:
+        name = found.partition("=")[0].strip() or None
+        raise UserError("has a NUL character or half of a surrogate pair; type it anew", name)
 
 
 def _unfinished(data: bytes) -> int:

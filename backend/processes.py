@@ -7,6 +7,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+# Names the number of the open socket at which our launcher's first process lets the others find it.
+MEETING = "LORALOOM_MEETING_SOCKET"
+
 
 @dataclass(frozen=True)
 class Place:

@@ -47,8 +47,12 @@ def states_of(told: Iterable[dict[str, Any]]) -> list[tuple[int, str]]:
     return [
         (event["step"], event["path"])
         for event in told
-        if event.get("event") == "state" and isinstance(event.get("step"), int) and isinstance(event.get("path"), str)
+        if event.get("event") == "state" and isinstance(event.get("step"), int) and _is_path(event.get("path"))
     ]
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
 
 
 def outlook(job: Job, jobs: Sequence[Job], states: Iterable[tuple[int, str]]) -> Point | str:
@@ -80,7 +84,7 @@ def resume(jobs: Jobs, job_id: str) -> Job:
         ConfigError: its options are no longer valid.
     """
     job = jobs.get(job_id)
-    point = outlook(job, jobs.list(), states_of(jobs.events(job_id)[0]))
+    point = outlook(job, jobs.list(), states_of(events.every(job.events)))
     if isinstance(point, str):
         raise UserError(f"the run cannot be resumed: {point}", "job")
     return jobs.start(job.command, partial(_config, job, point), job.title, partial(_carry_over, job, point))
@@ -130,14 +134,16 @@ def _carry_over(job: Job, point: Point, making: Path, folder: Path) -> dict[str,
 
 def _told_up_to(job: Job, step: int, making: Path, folder: Path) -> Iterator[dict[str, Any]]:
     """A run's events up to a step; sample pictures are given second names in the new job's folder."""
-    for event in events.read(job.events)[0]:
+    for event in events.every(job.events):
         if not isinstance(event.get("step"), int) or event["step"] > step or event.get("resumed"):
             continue
         if event.get("event") in _KEPT:
             yield event
         elif event.get("event") == "sample":
             # The job's own pictures alone, as where they are shown.
-            path, home = Path(str(event.get("path", ""))).resolve(), job.folder.resolve()
+            if not _is_path(event.get("path")):
+                continue
+            path, home = Path(os.path.realpath(event["path"])), job.folder.resolve()
             if path.is_relative_to(home / "output") and path.is_file():
                 own = path.relative_to(home)
                 (making / own).parent.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.errors import UserError
-from backend.guard import Account, is_loopback
+from backend.hosts import is_loopback
 from backend.jobs import Jobs
+from backend.logins import Account
 from backend.worker import GenerateWorker
 from backend.workspace import Workspace
 
@@ -135,7 +136,7 @@ def make_plan(flags: argparse.Namespace, environment: Mapping[str, str] = os.env
     generated = reachable and password is None
     if generated:
         password = secrets.token_urlsafe(12)
-    account = Account(username or USERNAME, password) if password is not None else None
+    account = Account(username or USERNAME, password, generated) if password is not None else None
     return Plan(
         address=f"[{flags.listen.strip('[]')}]" if ":" in flags.listen else flags.listen,
         port=flags.server_port,

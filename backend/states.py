@@ -1,11 +1,11 @@
 """The folder of a run's state, as the trainer, which goes on from it, and the web side both see it. Knows no torch."""
 
-import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from backend.bounded import open_regular, read_json
 from backend.errors import UserError
 from backend.header import read_header
 from backend.replacing import restore
@@ -60,11 +60,13 @@ def read_position(folder: Path) -> Position:
     """
     restore(folder)
     try:
-        return Position(**json.loads((folder / POSITION).read_text(encoding="utf-8")))
+        if not (folder / POSITION).exists():
+            raise FileNotFoundError
+        return Position(**read_json(folder / POSITION, None))
     except (FileNotFoundError, NotADirectoryError):
         hint = "a state is a folder that ends in -state, beside the LoRA files of its run"
         raise UserError(f"there is no state in {folder}; {hint}", field="resume") from None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, UserError) as error:
         raise UserError(f"the state in {folder} cannot be read ({error})", field="resume") from None
 
 
@@ -77,7 +79,7 @@ def check_state(folder: Path) -> Position:
     position = read_position(folder)
     try:
         read_header(folder / NETWORK)
-        with zipfile.ZipFile(folder / OPTIMIZER):
+        with open_regular(folder / OPTIMIZER) as file, zipfile.ZipFile(file):
             return position
     except UserError as error:
         raise UserError(f"the state in {folder} cannot be read ({NETWORK} {error.message})", "resume") from None

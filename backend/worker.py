@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from backend.bounded import open_regular, split_lines
 from backend.errors import UserError
 from backend.workspace import PROJECT, Workspace
 
@@ -296,16 +297,16 @@ class GenerateWorker:
 def _parse(line: str) -> dict[str, Any]:
     try:
         answer = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return answer if isinstance(answer, dict) else {}
 
 
 def _last_line(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-            lines = file.read().decode("utf-8", "replace").splitlines()
+            lines = split_lines(file.read().decode("utf-8", "replace"))
     except OSError:
         return ""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -2,12 +2,12 @@
 
 import os
 import re
-import tomllib
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from backend.bounded import read_toml
 from backend.errors import UserError
 from backend.header import read_header
 
@@ -207,8 +207,8 @@ def _kind_of_output(path: Path) -> str:
     if path.suffix.lower() == ".safetensors":
         return kind_of(path)
     try:
-        config = tomllib.loads((path.parent.parent / "config.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_toml(path.parent.parent / "config.toml", None)
+    except UserError:
         return ""
     tables = [config, *(table for table in config.values() if isinstance(table, dict))]
     return CHECKPOINT if any("sd_model" in table for table in tables) else LORA

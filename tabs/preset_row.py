@@ -242,10 +242,10 @@ def warning_of(values: Mapping[str, Any], root: Path) -> str:
         if isinstance(value, str) and Path(value).is_relative_to(root):
             lines.append(f"# {name} names a file of this workspace; elsewhere, bring it along and change the path.")
             try:
-                text = Path(value).read_text(encoding="utf-8") if name == "sample_prompts" else ""
-            except (OSError, UnicodeDecodeError):
+                text = bounded.read_text(value, None, limit=IMPORT_BYTES) if name == "sample_prompts" else ""
+            except UserError:
                 text = ""
-            lines += [f"#   {line}" for line in text.splitlines()]
+            lines += [f"#   {line}" for line in bounded.split_lines(text)]
     return "\n".join([*lines, ""]) if lines else ""
 
 
@@ -319,7 +319,8 @@ def _read(form: Form, file: Path, foreign: bool) -> tuple[str, dict[str, Any]]:
     kind, shown = form.command_class, form.names
     if not foreign:
         lines: list[str] = []
-        values = presets.imported(kind, bounded.read_text(file, file.name, "toml"), file.name, lines)
+        text = bounded.decoded(bounded.read_bytes(file, file.name, "toml", IMPORT_BYTES), file.name, file.name)
+        values = presets.imported(kind, text, file.name, lines)
         ignored = [name for name in values if name not in shown]
         more = f" Set by the page itself: {', '.join(ignored)}." if ignored else ""
         more += "".join(f" {line}." for line in lines)

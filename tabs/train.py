@@ -11,7 +11,8 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from backend import gpus, preflight
+from backend import bounded, gpus, preflight
+from backend.bounded import split_lines
 from backend.config import base, presets
 from backend.config.base import Command, Leaf
 from backend.config.paths import likely_path
@@ -303,15 +304,15 @@ def _codec(workspace: Workspace) -> tuple[Callable[[Any], str], Callable[[Any], 
 
 def prompt_lines(text: Any) -> list[str]:
     """The lines of a text that hold something."""
-    return [line.strip() for line in str(text or "").splitlines() if line.strip()]
+    return [line.strip() for line in split_lines(str(text or "")) if line.strip()]
 
 
 def read_text(path: str, roots: Collection[Path]) -> str | None:
     """The text of a file that lies in one of the folders; None if it does not, is no text or too long."""
     try:
         file = Path(path).expanduser().resolve()
-        if not any(file.is_relative_to(root) for root in roots) or file.stat().st_size > TEXT_BYTES:
+        if not any(file.is_relative_to(root) for root in roots):
             return None
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, ValueError):
+        return bounded.read_text(file, None, limit=TEXT_BYTES)
+    except (OSError, RuntimeError, ValueError, UserError):
         return None

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # By file or folder, what comes first, so that no process is left with the longest at the end; all others follow.
 FIRST = ("test_end_to_end.py", "ui", "serving", "train", "tools", "families", "generate", "networks", "demo", "jobs")
@@ -32,6 +33,11 @@ def pass_on_defaults() -> None:
 
 
 pass_on_defaults()
+
+# A busy machine is no fault of what is tested. `--hypothesis-profile long` tries many more examples.
+settings.register_profile("default", deadline=None)
+settings.register_profile("long", deadline=None, max_examples=5000)
+settings.load_profile("default")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -51,8 +51,13 @@ class Sharers(Protocol):
     def size(self) -> int:
         """How many there are."""
 
-    def gather(self, value: Any) -> list[Any]:
-        """Every process's value, by rank."""
+    def gather(self, value: Any, read: Callable[[Any], Any] | None = None) -> list[Any]:
+        """Every process's value, by rank.
+
+        Args:
+            value: plain values and tensors.
+            read: makes the value of what another process told; raises ValueError where it is none.
+        """
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Alone:
     rank: int = 0
     size: int = 1
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Any, read: Callable[[Any], Any] | None = None) -> list[Any]:
         """See `Sharers`."""
         return [value]
 
@@ -210,7 +215,9 @@ def cache_latents(
     with ThreadPoolExecutor(cpu_count()) as pool:
         found = list(pool.map(lambda one: cache.find(*one), wanted))
         # What one process lacks, on a machine with a disk of its own say, all of them make.
-        lacking = sharers.gather([index for index, there in enumerate(found) if not there])
+        lacking = sharers.gather(
+            [index for index, there in enumerate(found) if not there], read=lambda told: _indices(told, len(wanted))
+        )
         places = {(_key(picture), flip): index for index, (picture, flip) in enumerate(wanted)}
         lacked = {index for indices in lacking for index in indices}
         missing = {name for name, index in places.items() if index in lacked}
@@ -228,7 +235,8 @@ def cache_latents(
         encoded = _worked(work, _decoded(pool, own), min(workers, max(1, PIXELS_AT_ONCE // most)))
         for _ in range(0, len(groups), sharers.size):
             made = [(places[_key(picture), flip], entry) for picture, flip, entry in next(encoded, [])]
-            for index, entry in (one for part in sharers.gather(made) for one in part):
+            parts = sharers.gather(made, read=lambda told: _entries(told, wanted, cache.dtype))
+            for index, entry in (one for part in parts for one in part):
                 cache.put(*wanted[index], *entry)
                 done += not (wanted[index][1] and places[_key(wanted[index][0]), False] in lacked)
             if progress:
@@ -237,6 +245,38 @@ def cache_latents(
         store.caches.save()
         sharers.gather(None)  # by now what the others have written is there
     return cache
+
+
+def _indices(told: Any, count: int) -> list[int]:
+    """The pictures that another process lacks.
+
+    Raises:
+        ValueError: it said no such thing.
+    """
+    if not isinstance(told, list) or any(type(index) is not int or not 0 <= index < count for index in told):
+        raise ValueError("it lacks pictures that are none")
+    return told
+
+
+def _entries(told: Any, wanted: Sequence[tuple[Picture, bool]], dtype: torch.dtype) -> list[tuple[int, Entry]]:
+    """The latents that another process has made, by their place in `wanted`.
+
+    Raises:
+        ValueError: it said no such thing.
+    """
+    entries = []
+    for item in told if isinstance(told, list) else [None]:
+        if not isinstance(item, list) or len(item) != 2 or not isinstance(item[1], list) or len(item[1]) != 2:
+            raise ValueError("its latents are none")
+        (index,), (latent, mask) = _indices(item[:1], len(wanted)), item[1]
+        width, height = wanted[index][0].bucket
+        for tensor in (latent, *([mask] if mask is not None else [])):
+            if not isinstance(tensor, Tensor) or tensor.dim() != 3 or tensor.shape[1:] != (height // 8, width // 8):
+                raise ValueError("a latent has another size than its picture")
+        if latent.dtype != dtype or (mask is not None and not mask.is_floating_point()):
+            raise ValueError("a latent has another type")
+        entries.append((index, Entry(latent, mask)))
+    return entries
 
 
 def _key(picture: Picture) -> _Key:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from backend.errors import UserError
 from backend.processes import Place
 from backend.train.stop import StopRequest
+from backend.train.wire import LIMIT, Stranger, pack, stranger, unpack
 
 T = TypeVar("T")
 # A GPU that waits for another one is asked so often; seconds.
@@ -115,38 +116,81 @@ class Group:
                 parameter.grad.copy_(values.view_as(parameter))
         return loss[0]
 
-    def gather(self, value: T, problem: str | None = None) -> list[T]:
+    def gather(self, value: T, problem: str | None = None, read: Callable[[Any], T] | None = None) -> list[T]:
         """Every process's value, by rank.
 
         Args:
-            value: this process's; anything that can be pickled.
+            value: this process's; what `wire.pack` takes.
             problem: why it cannot go on; all end then.
+            read: makes the value of what another process told, lists in place of tuples; raises ValueError where it
+                is none. Left out, nothing but None is taken.
 
         Raises:
-            UserError: with the problem of the first process that has one.
+            UserError: with the problem of the first process that has one; another process sent what is no value.
             LostProcess: a process is gone.
         """
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        with self._noticing():
-            dist.all_gather_object(found, (problem, value, socket.gethostname()))
-        for rank, (reason, _, host) in enumerate(found):
+        found = [self._told(rank, data) for rank, data in enumerate(self._exchange(pack([problem, host(), value])))]
+        for rank, (reason, name, _) in enumerate(found):
             if reason is not None:
-                where = "" if rank == 0 else f"process {rank} of {self.size}, on {host}: "
+                where = "" if rank == 0 else f"process {rank} of {self.size}, on {name}: "
                 raise Agreed(where + reason, told=not self.is_first)
-        return [value for _, value, _ in found]
+        values = []
+        for rank, (_, _, told) in enumerate(found):
+            try:
+                values.append(value if rank == self.rank else (read or _nothing)(told))
+            except (ValueError, TypeError) as error:
+                raise stranger(self._name(rank), str(error)) from error
+        return values
 
-    def of_first(self, value: T) -> T:
-        """The first process's value."""
-        return self.gather(value)[0]
+    def _exchange(self, message: bytes) -> list[bytes]:
+        """Every process's message, by rank: first their lengths, then all as long as the longest.
+
+        Raises:
+            UserError: another process announces more than any of ours would.
+            LostProcess: a process is gone.
+        """
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        with self._noticing():
+            dist.all_gather(lengths, torch.tensor([len(message)]))
+        sizes = [int(length) for length in lengths]
+        for rank, size in enumerate(sizes):
+            if not 0 < size <= LIMIT:
+                raise stranger(self._name(rank), f"it announces {size} bytes")
+        own = torch.zeros(max(sizes), dtype=torch.uint8)
+        own[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+        parts = [torch.zeros_like(own) for _ in range(self.size)]
+        with self._noticing():
+            dist.all_gather(parts, own)
+        return [part[:size].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
+
+    def _told(self, rank: int, data: bytes) -> tuple[str | None, str, Any]:
+        """A process's problem, host and value.
+
+        Raises:
+            UserError: it sent none.
+        """
+        told = unpack(data, self._name(rank))
+        if not isinstance(told, list) or len(told) != 3 or not isinstance(told[1], str):
+            raise stranger(self._name(rank), "it says no problem, host and value")
+        if not (told[0] is None or isinstance(told[0], str)):
+            raise stranger(self._name(rank), "its problem is no text")
+        return told[0], told[1], told[2]
+
+    def _name(self, rank: int) -> str:
+        return f"process {rank} of {self.size}"
+
+    def of_first(self, value: int) -> int:
+        """The first process's whole number."""
+        return self.gather(value, read=_whole)[0]
 
     @contextmanager
     def together(self) -> Iterator[None]:
         """Within it a mistake that one process finds ends all of them, and is told once."""
         try:
             yield
-        except (Agreed, LostProcess):
+        except (Agreed, LostProcess, Stranger):
             raise
         except UserError as error:
             try:
@@ -266,6 +310,23 @@ class Group:
                 time.sleep(0.05)
         except RuntimeError:
             return
+
+
+def host() -> str:
+    """This machine's name."""
+    return socket.gethostname()
+
+
+def _nothing(told: Any) -> Any:
+    if told is not None:
+        raise ValueError("nothing was to be told")
+    return None
+
+
+def _whole(told: Any) -> int:
+    if type(told) is not int or told < 0:
+        raise ValueError("that is no whole number")
+    return told
 
 
 class Agreed(UserError):

@@ -1,17 +1,16 @@
 """How the processes of a run find each other, and what they compare before they train together."""
 
-import fcntl
 import hashlib
 import os
-import socket
-import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import nn
+from torch.distributed import PrefixStore
 
 from backend.config.base import leaves, values
 from backend.config.train import TrainNetwork
@@ -20,6 +19,7 @@ from backend.data.dataset import TrainingSet
 from backend.errors import UserError
 from backend.processes import Place, is_launched, place
 from backend.train.group import Agreed, Group, wait_limit
+from backend.train.meeting import make_store, prepare
 from backend.train.state import fingerprint
 
 # Minutes: longer than any pictures take that are drawn on the way.
@@ -28,8 +28,6 @@ LONGEST_WAIT = 720
 OWN = {"pretrained_model_name_or_path", "vae", "machine_rank", "main_process_ip", "max_data_loader_n_workers"}
 # Numbers that are looked at of each of a model's tensors.
 LOOKED_AT = 64
-# Of an interface's address, linux/sockios.h.
-SIOCGIFADDR = 0x8915
 
 
 @contextmanager
@@ -93,18 +91,22 @@ def meet(devices: Devices, own: Place) -> torch.device:
         # Wanted by an option of ours, which says nothing of GPUs.
         os.environ["ACCELERATE_USE_CPU"] = "true"
     cpu = _wants_cpu()
-    if cpu and own.machines > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
-        interface = interface_to(os.environ["MASTER_ADDR"])
-        if interface:
-            os.environ["GLOO_SOCKET_IFNAME"] = interface
+    prepare(own)
     # An error of a GPU's connection is ours to tell; nothing else may end the process for it.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
-    options = {} if cpu or not count else {"backend": "cpu:gloo,cuda:nccl"}
+    options: dict[str, Any] = {} if cpu or not count else {"backend": "cpu:gloo,cuda:nccl"}
+    wait = wait_limit(devices.ddp_timeout or LONGEST_WAIT)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            state = PartialState(cpu=cpu, timeout=wait_limit(devices.ddp_timeout or LONGEST_WAIT), **options)
-    except (RuntimeError, ValueError) as error:
+            # Where it finds neither, accelerate makes no group, which is told below.
+            store = make_store(own, os.environ, wait) if cpu or count else None
+            if store is not None:
+                options |= {"store": PrefixStore("default_pg", store), "rank": own.rank, "world_size": own.size}
+            state = PartialState(cpu=cpu, timeout=wait, **options)
+    except UserError as error:
+        raise UserError(error.message, error.field, told=told) from error
+    except (RuntimeError, ValueError, KeyError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         message = (
@@ -118,31 +120,6 @@ def meet(devices: Devices, own: Place) -> torch.device:
         )
         raise UserError(message, "num_processes", told=told)
     return state.device
-
-
-def interface_to(address: str) -> str | None:
-    """The network interface through which another machine is reached, or whose own the address is; None if unknown.
-
-    What a machine's name stands for, which is taken otherwise, is often an address that others do not reach.
-    """
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((address, 9))  # sends nothing
-            own = probe.getsockname()[0]
-            for _, name in socket.if_nameindex():
-                if _address_of(probe, name) == own:
-                    return name
-    except OSError:
-        return None
-    return None
-
-
-def _address_of(probe: socket.socket, interface: str) -> str | None:
-    try:
-        found = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
-    except OSError:
-        return None
-    return socket.inet_ntoa(found[20:24])
 
 
 def _wants_cpu() -> bool:
@@ -168,13 +145,20 @@ def compare(group: Group, config: TrainNetwork, training_set: TrainingSet, model
     told = {f"the option {name}": value for name, value in given.items() if name not in OWN}
     told["the training pictures and captions"] = fingerprint(training_set)
     told |= {f"the weights of the {name}": checksum(module) for name, module in models.items()}
-    everyone = group.gather(told)
+    everyone = group.gather(told, read=_compared)
     for rank, other in enumerate(everyone):
         for what, value in other.items():
-            if value != everyone[0][what]:
-                shown = f" ({value}, not {everyone[0][what]})" if what.startswith("the option") else ""
+            first = everyone[0].get(what)
+            if value != first:
+                shown = f" ({value}, not {first})" if what.startswith("the option") else ""
                 message = f"differs between process 0 and process {rank}{shown}; all have to train the same"
                 raise Agreed(f"{what} {message}", told=not group.is_first)
+
+
+def _compared(told: Any) -> dict[str, str]:
+    if not isinstance(told, dict) or not all(isinstance(value, str) for value in told.values()):
+        raise ValueError("what is compared are texts by name")
+    return told
 
 
 def checksum(module: nn.Module) -> str:

@@ -17,6 +17,8 @@ from types import FrameType
 from backend.config.base import leaves
 from backend.config.train import TrainNetwork
 from backend.config.training.devices import COMMAND, Devices, launch_lines
+from backend.errors import UserError
+from backend.processes import MEETING
 from backend.terminal import say
 from backend.threads import cpu_count
 
@@ -25,6 +27,7 @@ NOTICE, END = 60.0, 600.0
 POLL = 0.1
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOPBACK = "127.0.0.1"
+FOREIGN = ("TORCHELASTIC_USE_AGENT_STORE", MEETING)
 
 
 def run(config: TrainNetwork) -> None:
@@ -46,12 +49,14 @@ def launch(devices: Devices, words: Sequence[str]) -> int:
         words: of the command line, from the command on.
     """
     count = devices.local_processes
-    address = devices.main_process_ip or LOOPBACK
-    port = devices.port if devices.num_machines > 1 or devices.main_process_port else free_port()
+    meeting = None if devices.num_machines > 1 else listener(devices.main_process_port or 0)
+    port = devices.port if meeting is None else meeting.getsockname()[1]
     tell(devices, words)
+    # What a launcher around this one said is not meant for processes that are ours.
+    inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     shared = {
-        **os.environ,
-        "MASTER_ADDR": address,
+        **inherited,
+        "MASTER_ADDR": devices.main_process_ip or LOOPBACK,
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(devices.num_processes),
         "LOCAL_WORLD_SIZE": str(count),
@@ -72,7 +77,12 @@ def launch(devices: Devices, words: Sequence[str]) -> int:
     try:
         for local in range(count):
             own = {"RANK": str(devices.first_rank + local), "LOCAL_RANK": str(local)}
-            children.append(subprocess.Popen([sys.executable, "-m", "backend", *words], env=shared | own))
+            handed = [meeting.fileno()] if meeting is not None and local == 0 else []
+            own |= {MEETING: str(handed[0])} if handed else {}
+            line = [sys.executable, "-m", "backend", *words]
+            children.append(subprocess.Popen(line, env=shared | own, pass_fds=handed))
+        if meeting is not None:
+            meeting.close()  # the first process has it now; nobody else keeps the port
         for number in received:
             for child in children:
                 child.send_signal(number)
@@ -137,8 +147,22 @@ def without_devices(words: Sequence[str]) -> list[str]:
     return kept
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return probe.getsockname()[1]
+def listener(port: int) -> socket.socket:
+    """A socket that listens on loopback alone, for the first process: no other program can take its port in between.
+
+    Args:
+        port: where; 0 for a free one.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    made = socket.socket()
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((LOOPBACK, port))
+        made.listen()
+    except OSError as error:
+        made.close()
+        reason = f"port {port} cannot be had ({error.strerror}); name another one, or leave it out"
+        raise UserError(reason, "main_process_port") from error
+    return made

@@ -10,8 +10,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
 
-from backend.guard import ALL_FAILURES, FAILURES, Account, Guard, host_name, is_loopback
+from backend.guard import Guard
+from backend.hosts import host_name, is_loopback
+from backend.logins import ALL_FAILURES, BURST, FAILURES, Account, Logins
 
 PAGE = b"<html><script>window.a = 1</script><script src='x.js'></script><img onerror='steal()'></html>"
 
@@ -52,6 +56,10 @@ class Answer:
         for name, value in messages[0].get("headers", []):
             self.headers.setdefault(name.decode(), value.decode())
         self.body = b"".join(message.get("body", b"") for message in messages[1:])
+
+        self.all_cookies = [
+            value.decode() for name, value in messages[0].get("headers", []) if name == b"set-cookie"
+        ]
 
     @property
     def cookie(self):
@@ -225,7 +233,7 @@ def test_after_logging_out_the_cookie_is_worth_nothing(locked):
 
 
 def test_a_session_ends(locked, monkeypatch):
-    monkeypatch.setattr("backend.guard.SESSION_SECONDS", -1)
+    monkeypatch.setattr("backend.logins.SESSION_SECONDS", -1)
     assert locked.ask("/config", cookie=locked.log_in().cookie).status == 401
 
 
@@ -235,16 +243,84 @@ def test_guessing_is_slowed_down_even_for_the_right_guess(locked, monkeypatch):
     assert locked.log_in(password="guess").status == 429
     assert locked.log_in().status == 429
     assert locked.log_in(client="5.6.7.8").status == 200
-    monkeypatch.setattr("backend.guard.FAILURE_SECONDS", 0.0)
+    monkeypatch.setattr("backend.logins.FAILURE_SECONDS", 0.0)
     assert locked.log_in().status == 200
 
 
-def test_guessing_from_many_addresses_is_slowed_down_too(locked, monkeypatch):
+def test_guessing_from_many_addresses_is_slowed_down_and_locks_nobody_out(locked, monkeypatch):
     for number in range(ALL_FAILURES):
         assert locked.log_in(password="guess", client=f"10.0.0.{number}").status == 400
-    assert locked.log_in(client="5.6.7.8").status == 429
-    monkeypatch.setattr("backend.guard.FAILURE_SECONDS", 0.0)
+    # Each address has one more guess, and not one after the other.
+    assert locked.log_in(password="guess", client="10.1.0.1").status == 400
+    assert locked.log_in(client="10.1.0.1").status == 429
     assert locked.log_in(client="5.6.7.8").status == 200
+    monkeypatch.setattr("backend.logins.FAILURE_SECONDS", 0.0)
+    assert locked.log_in(client="10.1.0.1").status == 200
+
+
+def test_addresses_that_a_proxy_may_have_made_up_have_no_guess_each(locked):
+    told = [locked.log_in(password="guess", client="127.0.0.1", x_forwarded_for=f"9.9.{n}.1, 8.8.{n}.1").status
+            for n in range(ALL_FAILURES + 50)]  # fmt: skip
+    assert told[:ALL_FAILURES] == [400] * ALL_FAILURES
+    assert 429 in told[ALL_FAILURES + BURST : ALL_FAILURES + BURST + 2] and told.count(400) < ALL_FAILURES + BURST + 5
+    # Of somebody who comes directly, what he says of himself counts for nothing.
+    told = [locked.log_in(password="guess", client="5.5.5.5", x_forwarded_for=f"9.9.{n}.1").status for n in range(9)]
+    assert told[0] == 400 and told[1:] == [429] * 8
+
+
+def test_a_browser_that_was_logged_in_before_is_heard_behind_the_same_address(locked):
+    cookies = [line.partition(";")[0] for line in locked.log_in().all_cookies]
+    assert len(cookies) == 2
+    for _ in range(FAILURES + 3):
+        locked.log_in(password="guess")
+    assert locked.log_in().status == 429
+    assert locked.log_in(cookie=cookies[1]).status == 200
+    # It is no login, and has an allowance of its own.
+    assert locked.ask("/config", cookie=cookies[1]).status == 401
+    assert locked.ask("/config", cookie=cookies[1].replace("_device", "")).status == 401
+    wrong = [locked.log_in(password="guess", cookie=cookies[1]).status for _ in range(FAILURES + 1)]
+    assert wrong == [400] * FAILURES + [429]
+    assert locked.log_in(client="5.6.7.8").status == 200
+
+
+def test_a_login_outlives_a_restart_and_no_change_of_the_password(tmp_path):
+    account = Account("loom", "correct horse")
+    client = Client(account=account, folder=tmp_path)
+    cookie, gone = client.log_in().cookie, client.log_in().cookie
+    client.ask("/logout", cookie=gone)
+    assert (tmp_path / ".login.json").stat().st_mode & 0o777 == 0o600
+    assert "horse" not in (tmp_path / ".login.json").read_text()
+    again = Client(account=account, folder=tmp_path)
+    assert again.ask("/config", cookie=cookie).status == 200
+    assert again.ask("/config", cookie=gone).status == 401
+    for other in (Account("loom", "another horse"), Account("weaver", "correct horse"), Account("loom", "x", True)):
+        assert Client(account=other, folder=tmp_path).ask("/config", cookie=cookie).status == 401
+    made_up = Client(account=Account("loom", "made up", True), folder=tmp_path).log_in(password="made up").cookie
+    later = Client(account=Account("loom", "made up again", True), folder=tmp_path)
+    assert later.ask("/config", cookie=made_up).status == 200
+
+
+@pytest.mark.parametrize("spoilt", ["", "{}", "[]", '{"key": 5, "ended": {}}', '{"key": "00", "ended": {}}',
+                                    '{"key": "' + "0" * 64 + '", "ended": []}', "[" * 5000, "readable"])  # fmt: skip
+def test_a_key_that_is_none_or_others_can_read_is_made_anew(tmp_path, spoilt):
+    account = Account("loom", "correct horse")
+    cookie = Client(account=account, folder=tmp_path).log_in().cookie
+    file = tmp_path / ".login.json"
+    if spoilt == "readable":
+        file.chmod(0o644)
+    else:
+        file.write_text(spoilt)
+    client = Client(account=account, folder=tmp_path)
+    assert client.ask("/config", cookie=cookie).status == 401
+    assert client.ask("/config", cookie=client.log_in().cookie).status == 200
+    assert Client(account=account, folder=tmp_path).ask("/config", cookie=client.log_in().cookie).status == 200
+
+
+@given(some.text() | some.from_regex(r"\A\d{1,12}\.[0-9a-f]{32}\.[0-9a-f]{64}\Z"))
+def test_no_cookie_that_we_have_not_signed_is_believed(token):
+    logins = Logins(Account("loom", "correct horse"))
+    assert not logins.is_valid(token) and logins.device(token) is None
+    logins.end(token)
 
 
 def test_a_huge_or_broken_form_is_just_wrong(locked):

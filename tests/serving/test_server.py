@@ -49,7 +49,7 @@ class Server:
             stdout=self.log.open("w"),
             stderr=subprocess.STDOUT,
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while "LoRA Loom runs on" not in self.log.read_text():
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
@@ -187,6 +187,60 @@ def test_a_port_in_use_is_one_clear_line(open_server, tmp_path):
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("server_port: cannot serve on 127.0.0.1 port")
+
+
+def uploads_of(server) -> set[str]:
+    """What lies where uploads are written to, but for the page's own files and the lock."""
+    return {path.name for path in (server.workspace / ".gradio").iterdir() if path.name.startswith("tmp")}
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(open_server):
+    begin = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.zip"\r\n\r\n'
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1:{open_server.port}\r\n"
+    head += "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 52428800\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", open_server.port)) as line:
+        line.sendall(head.encode() + begin + b"x" * 25_000_000)
+        wait_until(lambda: uploads_of(open_server))
+    wait_until(lambda: not uploads_of(open_server))
+    assert "Traceback" not in open_server.log.read_text()
+
+
+def test_an_upload_that_is_too_large_is_refused_before_it_comes(open_server):
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1:{open_server.port}\r\n"
+    head += "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 99999999999\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", open_server.port), timeout=20) as line:
+        line.sendall(head.encode())
+        assert line.recv(4096).startswith(b"HTTP/1.1 413 ")
+        while line.recv(4096):
+            pass
+    assert uploads_of(open_server) == set()
+
+
+def test_a_login_outlives_a_restart(tmp_path):
+    password = {"LORALOOM_PASSWORD": PASSWORD}
+    with httpx.Client() as client:
+        for number in range(2):
+            server = Server(tmp_path / "w", **password)
+            client.base_url = server.url
+            if number == 0:
+                client.post("/login", data={"username": "loom", "password": PASSWORD})
+                cookies = {cookie.name.replace(str(server.port), "PORT"): cookie.value for cookie in client.cookies.jar}
+                (tmp_path / "w" / ".gradio" / "tmpabcdefgh").write_bytes(b"left behind")
+            else:
+                own = {name.replace("PORT", str(server.port)): value for name, value in cookies.items()}
+                client.cookies.clear()
+                assert client.get("/config").status_code == 401
+                assert client.get("/config", cookies=own).status_code == 200
+                assert uploads_of(server) == set()
+            assert server.stop() == 0
+
+
+def wait_until(condition) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 @pytest.mark.browser

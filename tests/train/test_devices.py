@@ -31,6 +31,7 @@ from backend.train.joining import check_launch, meet
 from backend.train.loop import train
 from backend.train.setup import prepare
 from tests.train.conftest import draw_pictures, loaded_once
+from tests.train.listening import is_loopback, listening_below
 
 PROJECT = Path(__file__).parents[2]
 # Losses agree to 1e-5 of themselves, weights to this of their norm: AdamW divides by the size of each gradient, which
@@ -66,12 +67,8 @@ KINDS: dict[str, dict[str, object]] = {
 }
 # Those that run without --long.
 SHORT = ("plain", "accumulation, DyLoRA")
-DISK = {
-    "cache_latents_to_disk": True,
-    "cache_text_encoder_outputs_to_disk": True,
-    "network_train_unet_only": True,
-    "max_train_steps": 2,
-}
+DISK = {"cache_latents_to_disk": True, "cache_text_encoder_outputs_to_disk": True}
+DISK |= {"network_train_unet_only": True, "max_train_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +262,7 @@ def test_a_lost_process_ends_the_run_with_a_line_and_a_state(options_of, folder,
     name, log = f"lost {rank}", folder / f"lost {rank}.txt"
     options = options_of(2, name, max_train_steps=400, save_every_n_steps=5, save_state=True, num_processes=2)
     process = started(*words_of(options), lines=lambda text: "-step00000005-state" in text, log=log)
+    assert all(map(is_loopback, listening_below(process.pid)))
     os.kill(process_of_rank(process.pid, rank), signal.SIGKILL)
     assert process.wait(200) == (1 if rank else 137)
     text = log.read_text()

@@ -1,6 +1,7 @@
 """Starting several processes and looking after them; what they run is a stand-in."""
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,11 +17,18 @@ from backend.config.train import TrainNetwork
 from backend.config.training.devices import Devices
 from backend.errors import ConfigError, UserError
 from backend.processes import Place
-from backend.train import joining, launch
+from backend.train import joining, launch, meeting
 from backend.train.stop import StopRequest
 
 NEEDED = {"pretrained_model_name_or_path": "m", "dataset_config": "d", "output_dir": "o", "output_name": "n"}
 TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def shell(text: str) -> subprocess.Popen:
@@ -133,13 +141,13 @@ def test_who_does_not_come_in_time_is_taken_for_lost(monkeypatch) -> None:
         return timedelta(seconds=1)
 
     monkeypatch.setattr(joining, "wait_limit", soon)
-    for name, value in zip(TOLD, ("0", "2", "0", "2", "127.0.0.1", str(launch.free_port())), strict=True):
+    for name, value in zip(TOLD, ("0", "2", "0", "2", "127.0.0.1", str(free_port())), strict=True):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     for devices in (Devices(ddp_timeout=3), Devices()):
         with pytest.raises(UserError, match="do not find each other at 127.0.0.1:"):
             joining.meet(devices, Place(0, 2, 0, 2))
-        monkeypatch.setenv("MASTER_PORT", str(launch.free_port()))
+        monkeypatch.setenv("MASTER_PORT", str(free_port()))
         AcceleratorState._reset_state(True)
     assert given == [3, 720]
 
@@ -156,5 +164,5 @@ def test_a_request_that_comes_twice_at_once_is_one_request() -> None:
 
 
 def test_the_interface_to_an_address_is_that_of_its_route() -> None:
-    assert joining.interface_to("127.0.0.1") == "lo"
-    assert joining.interface_to("no address") is None
+    assert meeting.interface_to("127.0.0.1") == "lo"
+    assert meeting.interface_to("no address") is None
