@@ -61,8 +61,10 @@ def numbered_folders(folder: Path, option: str, is_reg: bool, warnings: list[str
     subsets: list[dict[str, Any]] = []
     for path in (entry for entry in entries if entry.is_dir()):
         named = FOLDER.fullmatch(path.name)
-        if named is None:
+        if named is None or not int(named[1]):
             reason = "its name does not begin with the number of repeats, as in 10_shs dog"
+            if named is not None:
+                reason = "its name says 0 repeats"
             warnings.append(f"{readable(path)} is left out: {reason}")
             continue
         subset = {"image_dir": str(path), "num_repeats": int(named[1]), "is_reg": is_reg}

@@ -42,6 +42,9 @@ OPENCV: Mapping[str, int] = MappingProxyType(
     }
 )
 
+# Endings that are named where no picture is found.
+USUAL = 8
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -292,7 +295,7 @@ def _missing_folder(folder: Path) -> str:
 
 
 def _no_pictures(folder: Path) -> str:
-    kinds = ", ".join(EXTENSIONS)
+    kinds = ", ".join(EXTENSIONS[:USUAL]) + f" and {len(EXTENSIONS) - USUAL} other endings"
     inner = sorted(p.parent.name for p in folder.glob("*/*") if is_picture(p.name))
     foreign = sorted(path for path in folder.iterdir() if path.suffix.lower() in FOREIGN)
     if foreign:

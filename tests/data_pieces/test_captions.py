@@ -113,7 +113,9 @@ def test_captions_of_names_that_people_take_for_equal_are_found(tmp_path, pictur
     assert find_caption(tmp_path / picture, (".txt",), None).text == "found"
 
 
-@pytest.mark.parametrize(("picture", "caption"), [("a_b_c_d_e.png", "a.txt"), ("a.png", "A.txt"), ("_1_2_3_4.png", ".txt")])
+@pytest.mark.parametrize(
+    ("picture", "caption"), [("a_b_c_d_e.png", "a.txt"), ("a.png", "A.txt"), ("_1_2_3_4.png", ".txt")]
+)
 def test_captions_of_other_names_are_not(tmp_path, picture, caption):
     (tmp_path / caption).write_text("found")
     assert find_caption(tmp_path / picture, (".txt",), None).source is None

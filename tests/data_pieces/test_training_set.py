@@ -85,8 +85,8 @@ def test_missing_and_empty_captions_are_counted_in_one_warning(draw, scan):
     draw("other/d.png")
     found = scan(ONE + '[[datasets.subsets]]\nimage_dir = "other"\n')
     assert found.warnings == (
-        "2 of 4 pictures have no caption file (1 take their class_tokens, 1 an empty caption): train/b.png, other/d.png; "
-        "1 of 4 captions are empty: train/c.txt",
+        "2 of 4 pictures have no caption file (1 take their class_tokens, 1 an empty caption): "
+        "train/b.png, other/d.png; 1 of 4 captions are empty: train/c.txt",
     )
 
 

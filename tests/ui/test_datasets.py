@@ -13,6 +13,7 @@ from backend.data.captions import caption_extensions, find_caption
 from backend.errors import ConfigError, UserError
 from backend.workspace import Workspace
 from tabs import datasets
+from tabs.thumbnails import thumbnail
 
 SETTINGS = {
     "resolution": "64",
@@ -118,7 +119,7 @@ def test_nothing_is_left_of_an_upload_that_held_nothing(workspace: Workspace, tm
 def test_captions_and_pictures_of_an_own_dataset_change(workspace: Workspace, sent: list[Path]) -> None:
     dataset = made(workspace, sent)
     datasets.set_caption(dataset, "two.png", " two\nlines ")
-    assert (dataset.folder / "two.txt").read_text() == "two lines"
+    assert (dataset.folder / "two.txt").read_text() == "two\nlines"
     datasets.remove_picture(dataset, "one.png")
     assert sorted(path.name for path in dataset.folder.iterdir()) == ["two.png", "two.txt"]
     for name in ("one.png", "../dataset.toml", ""):
@@ -152,15 +153,15 @@ def test_the_demo_dataset_is_there_and_read_only(workspace: Workspace) -> None:
 def test_thumbnails_are_small_and_made_once(tmp_path: Path) -> None:
     noise = Image.effect_noise((600, 400), 90).convert("RGB")
     noise.save(tmp_path / "big.png")
-    small = datasets.thumbnail(tmp_path / "big.png", tmp_path / "cache")
+    small = thumbnail(tmp_path / "big.png", tmp_path / "cache")
     assert small is not None
     with Image.open(BytesIO(small.read_bytes())) as image:
         assert image.size == (256, 171)
     first = small.stat().st_mtime_ns
-    assert datasets.thumbnail(tmp_path / "big.png", tmp_path / "cache") == small
+    assert thumbnail(tmp_path / "big.png", tmp_path / "cache") == small
     assert small.stat().st_mtime_ns == first
     (tmp_path / "broken.png").write_bytes(bytes(100_000))
-    assert datasets.thumbnail(tmp_path / "broken.png", tmp_path / "cache") is None
+    assert thumbnail(tmp_path / "broken.png", tmp_path / "cache") is None
 
 
 def test_the_toml_is_written_by_a_toml_library(workspace: Workspace, sent: list[Path]) -> None:
@@ -193,9 +194,9 @@ def test_a_small_picture_from_elsewhere_is_copied_to_where_it_is_served_from(tmp
         Image.new("RGB", (20, 20), "red").save(tmp_path / folder / "a.png")
     (tmp_path / "served" / "link.png").symlink_to(tmp_path / "a.png")
     served, cache = [tmp_path / "served"], tmp_path / "cache"
-    assert datasets.thumbnail(tmp_path / "served" / "a.png", cache, served) == tmp_path / "served" / "a.png"
+    assert thumbnail(tmp_path / "served" / "a.png", cache, served) == tmp_path / "served" / "a.png"
     for name in ("a.png", "served/link.png"):
-        small = datasets.thumbnail(tmp_path / name, cache, served)
+        small = thumbnail(tmp_path / name, cache, served)
         assert small is not None and small.is_relative_to(cache) and small.is_file()
 
 
