@@ -13,7 +13,7 @@ from backend.config.dataset import PIXELS, DatasetConfig, SubsetOptions
 from backend.config.dataset_folders import dataset_of
 from backend.config.training.data import Data
 from backend.errors import UserError, workspace_errors
-from backend.picture_folder import CaptionFiles, caption_extensions, gathered, left_out, told
+from backend.picture_folder import LINES, CaptionFiles, caption_extensions, gathered, left_out, told
 from backend.workspace import DATASET_FILE, PROJECT, Workspace, slug
 from tabs import uploads
 from tabs.dataset_toml import FIELDS, FOLDER, checked, listed, settings_of, settings_toml, with_folders
@@ -42,6 +42,11 @@ class Picture:
     is_reg: bool
     text: str = ""
     fault: str = ""
+
+    @property
+    def unread(self) -> bool:
+        """Whether its caption file has more lines than the first one."""
+        return "\n" in self.text
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,8 @@ class Dataset:
                 found += own if subset.num_repeats else []
                 if not self.described:
                     left.append(left_out(folder, paths, files.used, extensions, self.folders))
+                    several = [] if subset.enable_wildcard else [each for each in own if each.unread]
+                    left.append({LINES: [files.find(each.path, extensions) or each.path for each in several]})
         self.passed_over[:] = [*self.config.warnings, *_faults(found), *told(gathered(left))]
         return found
 
