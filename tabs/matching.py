@@ -69,7 +69,7 @@ class Slot:
         text: its caption, None if it has none.
         caption: where that came from; None where that is unknown, or it was changed here since.
         given: it has got a caption of this upload.
-        kept: its name here, without its ending.
+        kept: its name here, without its ending, where nothing else is known of it.
     """
 
     source: Source
@@ -111,8 +111,8 @@ def match(slots: Sequence[Slot], captions: Sequence[Sent], broken: Iterable[Sour
     The folder and the name of a file decide. Within a folder a caption belongs to the picture of its name, whatever
     the letter case of endings; else `name.png.txt` to `name.png`, a name in other case, `name.txt` to
     `name_X_Y_W_H.png`. A caption out of a folder without pictures belongs to the one picture of its name elsewhere that
-    has none. The same among the pictures of earlier uploads, of which at last the name here counts, too: it is what the
-    page shows.
+    has none. The same among the pictures of earlier uploads. The name that a picture has here counts only where nothing
+    else is known of it.
 
     Args:
         slots: every picture of the dataset, those of this upload marked as fresh.
@@ -129,7 +129,9 @@ def match(slots: Sequence[Slot], captions: Sequence[Sent], broken: Iterable[Sour
     for place in (lambda source: source.place, lambda source: source.folder):
         for spelling in SPELLINGS:
             work.pair(stored, place, spelling)
-    places = {slot.source.place for slot in fresh} | {source.place for source in broken}
+    places = {source.place for source in (*(slot.source for slot in fresh), *broken)}
+    # An earlier upload may have had the folder under another ZIP's name.
+    places |= {sent.source.place for sent in captions if sent.source.folder in {slot.source.folder for slot in stored}}
     for group, within in ((fresh, True), (fresh, False), (stored, False)):
         for spelling in SPELLINGS[:2]:
             work.pair_apart(group, places, spelling, within)
@@ -197,7 +199,7 @@ class _Work:
                     apart.remove(sent)
 
     def pair_kept(self, slots: Sequence[Slot]) -> None:
-        """Give captions to the pictures that are called so here."""
+        """Give captions to the pictures of which nothing is known but what they are called here."""
         kept = {slot.kept.casefold(): slot for slot in slots if slot.kept}
         for sent in list(self.left):
             stem = sent.source.stem

@@ -63,7 +63,6 @@ class Origins:
 
     def add(self, path: Path, slot: Slot, digest: str) -> None:
         """Count a new picture."""
-        slot.kept = path.stem
         self.kept[path.stem] = Kept(path, slot, digest)
 
     def digest(self, kept: Kept) -> str:
@@ -130,7 +129,7 @@ def _kept(folder: Path, name: str, entry: Any) -> Kept:
         # One that was changed here since came from here.
         if isinstance(told, Mapping) and data is not None and told.get("digest") == digest_of(data):
             caption = _source(told.get("from"))
-    slot = Slot(source, fresh=False, text=text, caption=caption, kept=stem)
+    slot = Slot(source, fresh=False, text=text, caption=caption, kept="" if isinstance(entry, Mapping) else stem)
     return Kept(path, slot, digest if _unchanged(path, entry) else "")
 
 
