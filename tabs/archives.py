@@ -81,7 +81,7 @@ def suffix_of(name: str) -> str:
 def source_of(name: str, origin: str = "") -> Source:
     """Where a file of this name stood; only for telling files apart, so that ".." and drives mean nothing."""
     parts = [part for part in same_name(name).replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    parts = parts or [""]
+    parts = parts or ["(a file without a name)"]
     return Source(origin, "/".join(parts[:-1]), parts[-1])
 
 
@@ -137,7 +137,7 @@ def _read_member(
 ) -> Iterator[Item]:
     source = source_of(_name(member), origin)
     parts = source.shown.split("/")
-    if member.is_dir() or _name(member).endswith(("/", "\\")) or "__MACOSX" in parts:
+    if _name(member).endswith(("/", "\\")) or "__MACOSX" in parts:
         return
     if stat.S_ISLNK(member.external_attr >> 16):
         budget.take(0)
