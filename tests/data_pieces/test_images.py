@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
@@ -141,7 +141,7 @@ ENCODED = {kind: encoded(kind, **options) for kind, options in SAVED.items()} | 
 }
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None)
 @given(
     kind=st.sampled_from(sorted(ENCODED)),
     changes=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=12),

@@ -195,6 +195,7 @@ def test_a_mutated_archive_gives_what_it_can_and_tells_the_rest(
         assert {each.name for each in Path(place).iterdir()} <= {"a.zip", "set", ".set.names.json"}
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_no_name_is_a_path(name: str) -> None:
     source = source_of(name)
