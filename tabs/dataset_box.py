@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,20 @@ from backend.config.dataset import DATASET_KEYS, SUBSET_KEYS
 from backend.config.declare import section_leaves
 from backend.config.training.data import Data
 from backend.errors import UserError
+from backend.picture_folder import names_of
 from backend.serving import Services
-from backend.workspace import DEMO_DATASET, DEMO_MODEL, PROJECT, Workspace, make_slug
+from backend.workspace import DEMO_DATASET, DEMO_MODEL, PROJECT, Workspace
 from tabs import datasets
+from tabs.dataset_actions import connect_deletion, draw_deletion, draw_upload
 from tabs.form import to_widget
-from tabs.text import complaint, empty, notice
+from tabs.text import complaint, empty
+from tabs.thumbnails import thumbnail
 
 SHOWN = 240
 # Sizes that models are made for: the demo's, and Stable Diffusion 1's.
 DEMO_RESOLUTION, RESOLUTION = "64", "512"
+# Settings that numbered folders say by their names, each its own.
+OF_FOLDERS = ("num_repeats", "class_tokens")
 LEAVES: Mapping[str, Leaf] = {**DATASET_KEYS, **SUBSET_KEYS}
 FOLDERS: Mapping[str, Leaf] = {name: section_leaves(Data)[name] for name in ("train_data_dir", "reg_data_dir")}
 
@@ -91,6 +97,7 @@ def draw_dataset_box(services: Services) -> DatasetBox:
             with gr.Column(scale=1, min_width=150):
                 save = gr.Button("Save caption", size="sm", elem_id="caption-save")
                 remove = gr.Button("Remove picture", size="sm", elem_id="picture-remove")
+        deletion = draw_deletion()
         made: dict[str, Component] = {}
         for switches in (False, True):
             with gr.Row(elem_classes=["options", "narrow"]):
@@ -107,10 +114,11 @@ def draw_dataset_box(services: Services) -> DatasetBox:
             elem_id="upload-resolution",
             min_width=140,
         )
-        view = [summary, gallery, picked, editor, *settings]
+        view = [summary, gallery, picked, editor, deletion.ask, deletion.row, *settings]
         box = DatasetBox(choice, folders, unfolded, settings, view, picked, editor, caption, gallery, resolution)
-        _draw_upload(workspace, box)
+        draw_upload(workspace, box, show)
     _connect(workspace, box, save, remove)
+    connect_deletion(services, box, deletion, show)
     return box
 
 
@@ -132,9 +140,11 @@ def show(workspace: Workspace, path: str | None, folder: str = "", reg_folder: s
     except UserError as error:
         nothing = empty("No pictures chosen", "Choose a dataset above, or upload pictures below.")
         still = [gr.update(interactive=False) for _ in datasets.FIELDS]
-        return [complaint(error) if named else nothing, gr.update(visible=False), "", gr.update(visible=False), *still]
+        hidden = gr.update(visible=False)
+        return [complaint(error) if named else nothing, hidden, "", hidden, hidden, hidden, *still]
     pictures = dataset.pictures()
-    entries = [(str(small), picture.caption or "no caption") for picture, small in _shown(workspace, pictures)]
+    shown = _shown(workspace, pictures)
+    entries = [(str(small), picture.caption or "no caption") for picture, small in shown]
     words = [dataset.summary(pictures)]
     if len(pictures) > len(entries):
         words.append(f"{len(entries)} are shown")
@@ -142,16 +152,34 @@ def show(workspace: Workspace, path: str | None, folder: str = "", reg_folder: s
         words.append("resolution and train_batch_size stand below, in Dataset, where it leaves something out")
     else:
         words.append("click a picture to change its caption" if dataset.own else "read-only")
+    known = {picture.path for picture, _ in shown}
+    broken = [picture.path for picture in pictures[:SHOWN] if picture.path not in known]
+    told = [f"{len(broken)} cannot be decoded: {names_of(broken)}"] if broken else []
+    several = len(dataset.folders) > 1
     return [
-        f'<div class="hint">{" · ".join(words)}</div>',
+        f'<div class="hint">{escape(" · ".join(words))}</div>{_passed_over([*told, *dataset.passed_over])}',
         gr.update(value=entries, visible=bool(entries), selected_index=None),
         "",
         gr.update(visible=False),
+        gr.update(visible=dataset.own),
+        gr.update(visible=False),
         *(
-            gr.update(value=value, interactive=dataset.own, visible=not dataset.config.in_folders)
-            for value in dataset.settings().values()
+            gr.update(
+                value=value,
+                interactive=dataset.own and not (several and name in OF_FOLDERS),
+                visible=not dataset.config.in_folders,
+            )
+            for name, value in dataset.settings().items()
         ),
     ]
+
+
+def _passed_over(lines: Sequence[str]) -> str:
+    """What a run would leave out, so that nobody has to find it out by its result."""
+    if not lines:
+        return ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<div class="passed-over" role="note"><ul>{items}</ul></div>'
 
 
 def read_settings(shown: Sequence[Any]) -> dict[str, Any]:
@@ -164,7 +192,7 @@ def _shown(workspace: Workspace, pictures: Sequence[datasets.Picture]) -> list[t
     """The pictures of the gallery, each with what is shown of it."""
     cache = Path(os.environ.get("GRADIO_TEMP_DIR") or gr.utils.get_upload_folder()) / "thumbnails"
     served = (workspace.datasets, PROJECT / DEMO_DATASET)
-    small = ((picture, datasets.thumbnail(picture.path, cache, served)) for picture in pictures[:SHOWN])
+    small = ((picture, thumbnail(picture.path, cache, served)) for picture in pictures[:SHOWN])
     return [(picture, path) for picture, path in small if path is not None]
 
 
@@ -197,54 +225,6 @@ def _folder(leaf: Leaf) -> gr.Textbox:
     )
 
 
-def _draw_upload(workspace: Workspace, box: DatasetBox) -> None:
-    with gr.Accordion("Upload pictures", open=not datasets.choices(workspace), elem_id="upload"):
-        with gr.Row():
-            files = gr.File(
-                label="Pictures, captions (.txt, named like their picture), or a ZIP of them",
-                file_count="multiple",
-                height=150,
-                scale=3,
-                elem_id="upload-files",
-            )
-            with gr.Column(scale=2, min_width=220):
-                name = gr.Textbox(
-                    label="Dataset name", placeholder="my-pictures", max_lines=1, elem_id="upload-name", min_width=140
-                )
-                box.resolution.render()
-                add = gr.Button("Add to the workspace", variant="primary", size="md", elem_id="upload-add")
-        answer = gr.HTML(elem_id="upload-answer", padding=False)
-
-    def suggest(paths: list[str] | None, given: str) -> Any:
-        if given.strip() or not paths:
-            return gr.skip()
-        archives = [path for path in paths if path.lower().endswith(".zip")]
-        return make_slug(Path(archives[0]).stem, "my-pictures") if archives else "my-pictures"
-
-    def take(paths: list[str] | None, given: str, size: str) -> list[Any]:
-        unchanged = [gr.skip()] * (2 + len(box.view))
-        if not paths:
-            return [complaint(UserError("choose files first", "upload")), *unchanged]
-        try:
-            toml, report = datasets.add_pictures(workspace, given, [Path(path) for path in paths], {"resolution": size})
-        except UserError as error:
-            return [complaint(error), *unchanged]
-        finally:
-            for path in paths:
-                Path(path).unlink(missing_ok=True)
-        chosen = gr.update(choices=datasets.choices(workspace), value=str(toml))
-        return [notice(report.text()), None, chosen, *show(workspace, str(toml))]
-
-    files.upload(suggest, [files, name], name, api_name="upload_name", api_visibility="private")
-    add.click(
-        take,
-        [files, name, box.resolution],
-        [answer, files, box.choice, *box.view],
-        api_name="add_pictures",
-        api_description="Put uploaded pictures and captions into a dataset of the workspace.",
-    )
-
-
 def _connect(workspace: Workspace, box: DatasetBox, save: gr.Button, remove: gr.Button) -> None:
     def pick(path: str, event: gr.SelectData) -> list[Any]:
         try:
@@ -255,9 +235,9 @@ def _connect(workspace: Workspace, box: DatasetBox, save: gr.Button, remove: gr.
         if not dataset.own:
             return ["", gr.update(visible=False), gr.skip()]
         return [
-            picture.path.name,
+            datasets.name_in(picture.path),
             gr.update(visible=True),
-            gr.update(value=picture.caption, label=f"Caption of {picture.path.name}"),
+            gr.update(value=picture.text, label=f"Caption of {datasets.name_in(picture.path)}"),
         ]
 
     def change(path: str, name: str, text: str | None) -> list[Any]:
@@ -281,7 +261,8 @@ def _connect(workspace: Workspace, box: DatasetBox, save: gr.Button, remove: gr.
             dataset = datasets.open_dataset(workspace, path)
         except UserError as error:
             return complaint(error)
-        return f'<div class="hint">{dataset.summary(dataset.pictures())} · saved</div>'
+        summary = dataset.summary(dataset.pictures())
+        return f'<div class="hint">{escape(summary)} · saved</div>{_passed_over(dataset.passed_over)}'
 
     folders = list(box.folders.values())
 

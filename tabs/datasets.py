@@ -1,43 +1,53 @@
 """Datasets as the Train tab handles them: what is in them, settings that a form can change, new ones from uploads."""
 
-import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
-
-from backend.config.dataset import PIXELS, DatasetConfig, DatasetOptions, SubsetOptions
+from backend.bounded import read_text, split_lines
+from backend.config.dataset import PIXELS, DatasetConfig, SubsetOptions
 from backend.config.dataset_folders import dataset_of
-from backend.config.declare import section_leaves
 from backend.config.paths import likely_path
 from backend.config.training.data import Data
 from backend.errors import UserError, workspace_errors
+from backend.picture_folder import LINES, CaptionFiles, caption_extensions, gathered, left_out, told
 from backend.workspace import DATASET_FILE, PROJECT, Workspace, slug
 from tabs import uploads
+from tabs.dataset_toml import FIELDS, FOLDER, checked, listed, settings_of, settings_toml, with_folders
 
-FOLDER = "pictures"
-THUMBNAIL = 256
+__all__ = ["FIELDS", "FOLDER"]
+
 # Stands in where only the pictures matter.
 SIZE = {"resolution": (PIXELS, PIXELS)}
-SMALL_FILE = 64 * 1024
-WIDEST = 2**16
-# What the form can change of a dataset, in its order.
-DATASET_FIELDS = ("resolution", "batch_size", "enable_bucket")
-SUBSET_FIELDS = ("num_repeats", "class_tokens", "flip_aug")
-FIELDS = (*DATASET_FIELDS, *SUBSET_FIELDS)
+FOLDERS_SHOWN = 6
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a dataset and its caption, "" where it has none."""
+    """A picture of a dataset.
+
+    Attributes:
+        path: of its file.
+        caption: as the trainer takes it, "" where it has none.
+        is_reg: it is for regularisation.
+        text: every line of its caption file.
+        fault: why its caption cannot be read.
+    """
 
     path: Path
     caption: str
     is_reg: bool
+    text: str = ""
+    fault: str = ""
+
+    @property
+    def unread(self) -> bool:
+        """Whether its caption file has more lines than the first one."""
+        return "\n" in self.text
 
 
 @dataclass(frozen=True)
@@ -48,16 +58,23 @@ class Dataset:
         path: of the toml.
         config: what stands in it.
         own: it was made here, so its settings, captions and pictures may be changed here.
+        passed_over: what its folders hold and a run leaves out, one line for each kind, once `pictures` was asked.
     """
 
     path: Path
     config: DatasetConfig
     own: bool
+    passed_over: list[str] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
-        """Where the pictures of an own dataset lie."""
+        """Where the pictures of an own dataset lie, but for those of numbered folders."""
         return self.path.parent / FOLDER
+
+    @property
+    def folders(self) -> list[Path]:
+        """Every folder of pictures."""
+        return [PROJECT / subset.image_dir for options in self.config.datasets for subset in options.subsets]
 
     @property
     def described(self) -> bool:
@@ -66,26 +83,24 @@ class Dataset:
 
     def pictures(self) -> list[Picture]:
         """Every picture with its caption, folder by folder, by name."""
-        return [
-            Picture(path, caption_of(path, subset), subset.is_reg)
-            for options in self.config.datasets
-            for subset in options.subsets
-            for path in _listed(PROJECT / subset.image_dir)
-        ]
+        found: list[Picture] = []
+        left = []
+        for options in self.config.datasets:
+            for subset in options.subsets:
+                folder, extensions = PROJECT / subset.image_dir, caption_extensions(subset.caption_extension)
+                files, paths = CaptionFiles(folder), listed(folder)
+                own = [_picture(path, subset, files) for path in paths]
+                found += own if subset.num_repeats else []
+                if not self.described:
+                    left.append(left_out(folder, paths, files.used, extensions, self.folders))
+                    several = [] if subset.enable_wildcard else [each for each in own if each.unread]
+                    left.append({LINES: [files.find(each.path, extensions) or each.path for each in several]})
+        self.passed_over[:] = [*self.config.warnings, *_faults(found), *told(gathered(left))]
+        return found
 
     def settings(self) -> dict[str, Any]:
         """What the form shows: of the first dataset and its first subset."""
-        options = self.config.datasets[0]
-        first = options.subsets[0]
-        width, height = options.resolution
-        return {
-            "resolution": str(width) if width == height else f"{width}x{height}",
-            "batch_size": options.batch_size,
-            "enable_bucket": options.enable_bucket,
-            "num_repeats": first.num_repeats,
-            "class_tokens": first.class_tokens or "",
-            "flip_aug": first.flip_aug,
-        }
+        return settings_of(self.config)
 
     def summary(self, pictures: Sequence[Picture]) -> str:
         """What is in it and how long an epoch is, in one line."""
@@ -96,10 +111,22 @@ class Dataset:
         parts = [f"{own} picture{'s' * (own != 1)}"]
         parts += [f"{others} regularisation pictures"] if others else []
         parts += [f"{bare} without a caption"] if bare else []
+        parts += self._repeats()
         if not self.config.in_folders:
             width, height = self.config.datasets[0].resolution
             parts.append(f"trained at {width} × {height}")
         return " · ".join(parts)
+
+
+    def _repeats(self) -> list[str]:
+        """What each folder's pictures count, where there are several or one is left out."""
+        subsets = [subset for options in self.config.datasets for subset in options.subsets]
+        if len(subsets) < 2 and all(subset.num_repeats for subset in subsets):
+            return []
+        shown = [f"{subset.image_dir.name} × {subset.num_repeats}" for subset in subsets if subset.num_repeats]
+        idle = [f"{subset.image_dir.name} is left out (num_repeats 0)" for subset in subsets if not subset.num_repeats]
+        more = [f"and {len(shown) - FOLDERS_SHOWN} more"] if len(shown) > FOLDERS_SHOWN else []
+        return [*shown[:FOLDERS_SHOWN], *more, *idle]
 
 
 def open_dataset(workspace: Workspace, path: str, flags: Mapping[str, Any] | None = None) -> Dataset:
@@ -142,33 +169,52 @@ def choices(workspace: Workspace) -> list[tuple[str, str]]:
 
 
 def add_pictures(
-    workspace: Workspace, name: str, files: Sequence[Path], settings: Mapping[str, Any]
+    workspace: Workspace, name: str, files: Sequence[Path | str], settings: Mapping[str, Any]
 ) -> tuple[Path, uploads.Report]:
     """Put uploaded pictures and captions into the workspace's dataset of this name, made if there is none.
+
+    Folders of a ZIP that say their repeats, such as `10_shs dog`, become folders of the dataset with these repeats.
 
     Returns:
         The path of its toml, and what became of the files.
 
     Raises:
-        UserError: the name, a setting or everything that was sent cannot be taken.
+        UserError: the name, a setting or everything that was sent cannot be taken; then nothing was.
     """
     home = workspace.resolve(workspace.datasets, slug(name, "name"), field="name")
     toml = home / DATASET_FILE
-    if toml.exists() and not open_dataset(workspace, str(toml)).own:
+    old = open_dataset(workspace, str(toml)) if toml.exists() else None
+    if old is not None and not old.own:
         raise UserError("is a dataset that was not made here; choose another name", "name")
-    fresh = not toml.exists()
     # Judged before anything is kept.
-    text = _toml(home / FOLDER, None, settings) if fresh else ""
+    config = old.config if old is not None else DatasetConfig.loads(settings_toml(home / FOLDER, None, settings))
     existed = home.exists()
     try:
-        report = uploads.take(files, home / FOLDER)
+        report = uploads.take(files, home / FOLDER, old.folders if old is not None else (), numbered=True)
+        text = with_folders(config, home, report.numbered).to_toml()
+        if old is None or text != config.to_toml():
+            _write(toml, text)
     except UserError:
         if not existed:
             shutil.rmtree(home, ignore_errors=True)
         raise
-    if fresh:
-        _write(toml, text)
     return toml, report
+
+
+def delete_dataset(workspace: Workspace, dataset: Dataset) -> None:
+    """Delete an own dataset, its pictures and captions.
+
+    Raises:
+        UserError: it was not made here, or the disk refuses.
+    """
+    home = dataset.path.parent
+    if not dataset.own or home.is_symlink() or home.resolve().parent != workspace.datasets:
+        raise UserError("this dataset was not made here and is not deleted here", "dataset_config")
+    # First out of sight, so that nothing is half there if it ends in between.
+    gone = workspace.datasets / f".deleted-{uuid.uuid4().hex}"
+    with workspace_errors("dataset_config"):
+        os.replace(home, gone)
+        shutil.rmtree(gone)
 
 
 def make_resized(workspace: Workspace, name: str, sizes: Sequence[tuple[int, int]], step: int) -> None:
@@ -197,7 +243,7 @@ def make_resized(workspace: Workspace, name: str, sizes: Sequence[tuple[int, int
         "min_bucket_reso": step,
         "max_bucket_reso": -(-max(width, height) * 4 // step) * step,
     }
-    text = _checked(dataset, {}, home / FOLDER).to_toml()
+    text = checked(dataset, [{"image_dir": str(home / FOLDER)}]).to_toml()
     with workspace_errors("dst"):
         home.mkdir(parents=True, exist_ok=True)
         _write(home / DATASET_FILE, text)
@@ -210,7 +256,7 @@ def change_settings(dataset: Dataset, settings: Mapping[str, Any]) -> None:
         ConfigError: naming the wrong settings.
     """
     if dataset.own and dict(settings) != dataset.settings():
-        _write(dataset.path, _toml(dataset.folder, dataset, settings))
+        _write(dataset.path, settings_toml(dataset.folder, dataset.config, settings))
 
 
 def remove_picture(dataset: Dataset, name: str) -> None:
@@ -224,130 +270,69 @@ def remove_picture(dataset: Dataset, name: str) -> None:
 
 def set_caption(dataset: Dataset, name: str, text: str) -> None:
     """Write the caption of a picture of an own dataset."""
-    if len(text.encode()) > uploads.CAPTION_BYTES:
+    if len(text.encode("utf-8", "replace")) > uploads.CAPTION_BYTES:
         raise UserError("is too long", "caption")
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError("has characters that are no text; write it anew", "caption")
     picture = find_picture(dataset, name)
     with workspace_errors("caption"):
-        uploads.write_caption(dataset.folder, picture.stem, text)
+        uploads.write_caption(picture.parent, picture.stem, text)
 
 
 def find_picture(dataset: Dataset, name: str) -> Path:
-    """An own dataset's picture by its file name.
+    """An own dataset's picture by its name, as `name_in` gives it.
 
     Raises:
         UserError: there is none, or the dataset may not be changed.
     """
     if not dataset.own:
         raise UserError("this dataset was not made here and is not changed here", "dataset_config")
-    for path in _listed(dataset.folder):
-        if path.name == name:
+    for path in (path for folder in dataset.folders for path in listed(folder)):
+        if name_in(path) == name:
             return path
     raise UserError(f"there is no picture {name} any more", "caption")
 
 
+def name_in(picture: Path) -> str:
+    """What a picture of an own dataset is called: its file's name, with its folder's before it if that is numbered."""
+    return picture.name if picture.parent.name == FOLDER else f"{picture.parent.name}/{picture.name}"
+
+
 def caption_of(picture: Path, subset: SubsetOptions) -> str:
     """A picture's caption as the trainer finds it: first line of its caption file, else the class tokens, else none."""
-    first = (subset.caption_extension,) if subset.caption_extension else ()
-    for suffix in (*first, *uploads.CAPTIONS):
-        try:
-            source = picture.with_name(picture.stem + suffix)
-            lines = source.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        except OSError:
-            continue
-        return lines[0].strip() if lines else ""
-    return (subset.class_tokens or "").strip()
+    return _picture(picture, subset, CaptionFiles(picture.parent)).caption
 
 
-def thumbnail(picture: Path, cache: Path, served: Sequence[Path] = ()) -> Path | None:
-    """A small copy of a picture to be shown, made once; None if the picture is broken.
-
-    Args:
-        picture: itself given back if it is small and may be served.
-        cache: where copies are kept, and served from.
-        served: folders whose files the server gives out; a picture from anywhere else it would refuse.
-    """
+def _picture(path: Path, subset: SubsetOptions, files: CaptionFiles) -> Picture:
+    source = files.find(path, caption_extensions(subset.caption_extension))
+    if source is None:
+        caption = (subset.class_tokens or "").strip()
+        return Picture(path, caption, subset.is_reg, caption)
     try:
-        status = picture.stat()
-        if status.st_size <= SMALL_FILE and any(picture.resolve().is_relative_to(place.resolve()) for place in served):
-            return picture
-        key = hashlib.sha256(f"{picture}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()[:32]
-        small = cache / key / f"{uploads.make_slug(picture.stem)}.webp"
-        if not small.exists():
-            small.parent.mkdir(parents=True, exist_ok=True)
-            with Image.open(picture, formats=tuple(uploads.FORMATS)) as image:
-                image.draft("RGB", (THUMBNAIL * 2, THUMBNAIL * 2))
-                copy = ImageOps.exif_transpose(image).convert("RGB")
-            copy.thumbnail((THUMBNAIL, THUMBNAIL))
-            copy.save(small, quality=85)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
-    return small
+        text = read_text(source, None, "caption")
+    except UserError as error:
+        return Picture(path, "", subset.is_reg, fault=error.message)
+    first = next(iter(split_lines(text)), "").strip()
+    return Picture(path, first, subset.is_reg, uploads.tidy(text))
 
 
-def _listed(folder: Path) -> list[Path]:
-    try:
-        names = sorted(os.listdir(folder), key=lambda name: (name.lower(), name))
-    except OSError:
-        return []
-    return [folder / name for name in names if Path(name).suffix.lower() in uploads.PICTURES and name[0] != "."]
+def _faults(pictures: Sequence[Picture]) -> list[str]:
+    faults = [picture.fault for picture in pictures if picture.fault]
+    more = f"; and {len(faults) - 1} more such captions" if len(faults) > 1 else ""
+    return [f"{faults[0]}{more}"] if faults else []
 
 
 def _is_own(workspace: Workspace, file: Path, config: DatasetConfig) -> bool:
     subsets = [subset for options in config.datasets for subset in options.subsets]
-    if len(subsets) != 1 or not file.resolve().is_relative_to(workspace.datasets):
+    if len(config.datasets) != 1 or not file.resolve().is_relative_to(workspace.datasets):
         return False
-    return (PROJECT / subsets[0].image_dir).resolve() == (file.parent / FOLDER).resolve()
-
-
-def _toml(folder: Path, old: Dataset | None, settings: Mapping[str, Any]) -> str:
-    """The toml of an own dataset: what the old one says, with the settings over it."""
-    given = {name: value for name, value in settings.items() if value not in (None, "")}
-    number_fields = ("batch_size", "num_repeats")
-    given |= {
-        name: int(given[name])
-        for name in number_fields
-        if isinstance(given.get(name), float) and given[name].is_integer()
-    }
-    dataset: dict[str, Any] = {name: given[name] for name in DATASET_FIELDS if name in given}
-    subset: dict[str, Any] = {name: given[name] for name in SUBSET_FIELDS if name in given}
-    if old is not None:
-        options = old.config.datasets[0]
-        dataset = {**_plain(options), **dataset}
-        subset = {**{k: v for k, v in _plain(options.subsets[0]).items() if k not in SUBSET_FIELDS}, **subset}
-    if given.get("enable_bucket") and (old is None or _shape(old.settings()) != _shape(given)):
-        # The default limits are made for 512 pixels; these are judged with the resolution alone.
-        wide = {"min_bucket_reso": PIXELS, "max_bucket_reso": WIDEST, "bucket_reso_steps": PIXELS}
-        dataset |= _bucket_limits(_checked({**dataset, **wide}, subset, folder))
-    return _checked(dataset, subset, folder).to_toml()
-
-
-def _shape(settings: Mapping[str, Any]) -> tuple[str, bool]:
-    return str(settings.get("resolution")), bool(settings.get("enable_bucket"))
-
-
-def _checked(dataset: Mapping[str, Any], subset: Mapping[str, Any], folder: Path) -> DatasetConfig:
-    tables = {"datasets": [{**dataset, "subsets": [{**subset, "image_dir": str(folder)}]}]}
-    return DatasetConfig.from_tables(tables, "the settings")
-
-
-def _bucket_limits(config: DatasetConfig) -> dict[str, int]:
-    short, long = min(config.datasets[0].resolution), max(config.datasets[0].resolution)
-    step = 64 if short >= 256 else 8
-    return {
-        "bucket_reso_steps": step,
-        "min_bucket_reso": max(step, short // 2 // step * step),
-        "max_bucket_reso": -(-long * 2 // step) * step,
-    }
-
-
-def _plain(options: DatasetOptions | SubsetOptions) -> dict[str, Any]:
-    known = section_leaves(type(options))
-    values = {name: getattr(options, name) for name in known if name != "subsets"}
-    return {
-        name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-        for name, value in values.items()
-        if value is not None
-    }
+    home = file.parent.resolve()
+    return all(
+        (PROJECT / subset.image_dir).resolve().parent == home
+        and subset.metadata_file is None
+        and (subset.image_dir.name == FOLDER or uploads.NUMBERED.fullmatch(subset.image_dir.name.removeprefix("reg-")))
+        for subset in subsets
+    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,18 +8,15 @@ from functools import lru_cache
 from html import escape
 from pathlib import Path
 
-from PIL import Image
-
 from backend.errors import UserError
+from backend.images import DECODE_ERRORS, TURNED, opened, orientation
+from backend.picture_folder import is_picture
 from backend.tables.buckets import Size, select_bucket_no_upscale
 from backend.tables.resizing import target_size
-from tabs import uploads
 from tabs.text import empty, table
 
 LOOKED_AT = 400
 SHOWN_BUCKETS = 8
-# The tag of EXIF that says how a picture is turned, and its values for a quarter turn.
-ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,10 @@ class Outcome:
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures of a folder, by name; none if it cannot be read."""
     try:
-        found = [name for name in os.listdir(folder) if Path(name).suffix.lower() in uploads.PICTURES]
+        found = [name for name in os.listdir(folder) if is_picture(name)]
     except (OSError, ValueError):
         return []
-    return [folder / name for name in sorted(found) if name[0] != "."]
+    return [folder / name for name in sorted(found)]
 
 
 def sizes_of(pictures: Sequence[Path]) -> list[Size]:
@@ -66,10 +63,9 @@ def sizes_of(pictures: Sequence[Path]) -> list[Size]:
 def _size(path: str, _modified_ns: int) -> Size | None:
     """A picture's size from its header; None if it is broken."""
     try:
-        with Image.open(path, formats=tuple(uploads.FORMATS)) as image:
-            turned = image.getexif().get(ORIENTATION) in QUARTER_TURNS
-            return image.size[::-1] if turned else image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        with opened(path) as image:
+            return image.size[::-1] if orientation(image) in TURNED else image.size
+    except DECODE_ERRORS:
         return None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from backend.job import Job
-from tabs.datasets import thumbnail
+from tabs.thumbnails import thumbnail
 from tabs.watch import COLUMNS, Sample
 
 # A click shows a picture large, over the page, until the next click or Escape.

@@ -151,6 +151,9 @@ ul.option-list:not(:has(li))::after { content: "Nothing in the list fits"; displ
 .dark .status .state.failed, .dark .status .state.interrupted { color: #f87171; }
 .status .state.finished { color: #15803d; } .dark .status .state.finished { color: #4ade80; }
 .status .why { margin-top: 8px; color: #dc2626; } .dark .status .why { color: #f87171; }
+.passed-over { border-left: 4px solid #f59e0b; border-radius: 6px; padding: 4px 12px; margin-top: 6px;
+  font-size: .88rem; line-height: 1.45; overflow-wrap: anywhere; }
+.passed-over ul { margin: 0; padding-left: 16px; }
 .status .warn { margin-top: 6px; color: #b45309; font-size: .9rem; } .dark .status .warn { color: #fbbf24; }
 .bar { height: 8px; border-radius: 4px; margin: 10px 0 10px; overflow: hidden;
   background: color-mix(in srgb, var(--body-text-color) 12%, transparent); }

@@ -12,16 +12,18 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from backend.bounded import parse_toml
 from backend.config.choices import INTERPOLATION_SPELLINGS, Interpolation
 from backend.config.dataset_reader import Reader
 from backend.config.declare import Option, Section, reject, section_leaves
 from backend.config.dialects.programs import advice, program_of
 from backend.config.messages import shown
 from backend.config.paths import meant_path
-from backend.config.toml import load, load_json, loads
+from backend.config.toml import load, load_json
 from backend.errors import UserError
 
 ADVANCED = Option(advanced=True)
+FIELD = "dataset_config"
 PIXELS = 8  # one latent pixel
 MOST_REPEATS = 10_000  # an epoch lists every one of them
 
@@ -40,8 +42,8 @@ class SubsetOptions(Section):
     is_reg: bool = False
     """These are regularisation pictures: they show what the class looks like without the new thing."""
 
-    num_repeats: int = Field(1, ge=1, le=MOST_REPEATS)
-    """How often each picture is shown in an epoch."""
+    num_repeats: int = Field(1, ge=0, le=MOST_REPEATS)
+    """How often each picture is shown in an epoch; 0 leaves the folder out."""
 
     class_tokens: str | None = None
     """Caption of pictures that have no caption file."""
@@ -283,15 +285,15 @@ class DatasetConfig:
             ConfigError: with every wrong key and value, and the table it stands in.
         """
         read = load_json if Path(path).suffix.lower() == ".json" else load
-        tables = read(path, "dataset_config")
+        tables = read(path, FIELD)
         if program := program_of(tables):
-            raise UserError(advice(program, path), "dataset_config")
+            raise UserError(advice(program, path), FIELD)
         return cls.from_tables(tables, Path(path).name, defaults)
 
     @classmethod
     def loads(cls, text: str, source: str = "the dataset toml") -> "DatasetConfig":
         """As `load`, from the toml's text; `source` is its name in messages."""
-        return cls.from_tables(loads(text, source, "dataset_config"), source)
+        return cls.from_tables(parse_toml(text, source, FIELD), source)
 
     @classmethod
     def from_tables(

@@ -8,6 +8,7 @@ from typing import Any
 from backend.config.dataset import DatasetConfig
 from backend.config.training.data import Data
 from backend.errors import UserError
+from backend.picture_folder import beside_folders, readable, told
 
 FOLDER = re.compile(r"(\d+)(?:_(.*))?")  # "10_shs dog": repeats and class tokens
 NAMING = 'named by its repeats and class tokens, such as "10_shs dog"'
@@ -60,8 +61,11 @@ def numbered_folders(folder: Path, option: str, is_reg: bool, warnings: list[str
     subsets: list[dict[str, Any]] = []
     for path in (entry for entry in entries if entry.is_dir()):
         named = FOLDER.fullmatch(path.name)
-        if named is None or int(named[1]) < 1:
-            warnings.append(f"{path} is left out: its name does not begin with the number of repeats, as in 10_shs dog")
+        if named is None or not int(named[1]):
+            reason = "its name does not begin with the number of repeats, as in 10_shs dog"
+            if named is not None:
+                reason = "its name says 0 repeats"
+            warnings.append(f"{readable(path)} is left out: {reason}")
             continue
         subset = {"image_dir": str(path), "num_repeats": int(named[1]), "is_reg": is_reg}
         tokens = named[2] or ""
@@ -71,5 +75,6 @@ def numbered_folders(folder: Path, option: str, is_reg: bool, warnings: list[str
         subsets.append(subset | ({"class_tokens": tokens} if tokens else {}))
     if not subsets:
         files = " Its files belong in such a folder." if any(entry.is_file() for entry in entries) else ""
-        raise UserError(f"{folder} has no folder {NAMING}.{files}", option)
+        raise UserError(f"{readable(folder)} has no folder {NAMING}.{files}", option)
+    warnings += told(beside_folders(folder))
     return subsets

@@ -5,13 +5,15 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from backend.errors import UserError
+from backend.bounded import read_text, split_lines
+from backend.picture_folder import CAPTION_EXTENSIONS, CaptionFiles, caption_extensions
 
-CAPTION_EXTENSIONS = (".txt", ".caption")
+__all__ = ["CAPTION_EXTENSIONS", "caption_extensions"]
+
 # Options that make a caption another one from sample to sample.
 CHANGING = (
     "shuffle_caption",
@@ -71,21 +73,26 @@ class Moment:
 
 @dataclass(frozen=True)
 class Caption:
-    """The text that stands for a picture, and the file it was read from; None where there is no caption file."""
+    """The text that stands for a picture.
+
+    Attributes:
+        text: of the caption.
+        source: the file it was read from; None where there is no caption file.
+        unread: lines of the file that are not in the text.
+    """
 
     text: str
     source: Path | None
+    unread: int = field(default=0, compare=False)
 
 
-def caption_extensions(explicit: str | None) -> tuple[str, ...]:
-    """The caption file extensions to try, in order: the given one, then the two that trainers use."""
-    if not explicit:
-        return CAPTION_EXTENSIONS
-    first = explicit if explicit.startswith(".") else f".{explicit}"
-    return (first, *(e for e in CAPTION_EXTENSIONS if e != first))
-
-
-def find_caption(path: Path, extensions: Sequence[str], class_tokens: str | None, all_lines: bool = False) -> Caption:
+def find_caption(
+    path: Path,
+    extensions: Sequence[str],
+    class_tokens: str | None,
+    all_lines: bool = False,
+    files: CaptionFiles | None = None,
+) -> Caption:
     """Read the caption of a picture.
 
     Args:
@@ -93,37 +100,33 @@ def find_caption(path: Path, extensions: Sequence[str], class_tokens: str | None
         extensions: with their dot; the first file that exists counts, even when it is empty.
         class_tokens: stands in where there is no caption file.
         all_lines: take every line that is not empty, for one of them to be chosen later; else the first line.
+        files: of the picture's folder; left out, it is listed.
 
     Returns:
         The line or lines of the file, stripped; or `class_tokens`, or nothing, with source None.
 
     Raises:
-        UserError: if the file is not UTF-8 (a byte-order mark is fine) or cannot be read.
+        UserError: the file cannot be read, or is no text in UTF-8 (or in UTF-16 with its mark); names it.
     """
-    for extension in extensions:
-        source = path.with_name(path.stem + extension)
-        if not source.is_file():
-            continue
-        try:
-            text = source.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            message = f"the caption {source} is not UTF-8 (byte {error.start}): save it as UTF-8"
-            raise UserError(message, "caption_extension") from error
-        except OSError as error:
-            message = f"the caption {source} cannot be read ({error.strerror}): check its permissions"
-            raise UserError(message, "caption_extension") from error
-        return Caption("\n".join(lines_of(text)) if all_lines else first_line(text), source)
-    return Caption((class_tokens or "").strip(), None)
+    source = (files or CaptionFiles(path.parent)).find(path, extensions)
+    if source is None:
+        return Caption((class_tokens or "").strip(), None)
+    text = read_text(source, "caption_extension", "caption")
+    lines = lines_of(text)
+    if all_lines:
+        return Caption("\n".join(lines), source)
+    first = first_line(text)
+    return Caption(first, source, len(lines) - bool(first))
 
 
 def first_line(text: str) -> str:
     """The first line, stripped."""
-    return next(iter(text.splitlines()), "").strip()
+    return next(iter(split_lines(text)), "").strip()
 
 
 def lines_of(text: str) -> list[str]:
     """All lines, stripped, without empty ones."""
-    return [line for each in text.splitlines() if (line := each.strip())]
+    return [line for each in split_lines(text) if (line := each.strip())]
 
 
 def build_caption(text: str, options: CaptionOptions, rng: random.Random, moment: Moment = Moment()) -> str:  # noqa: B008
@@ -235,5 +238,5 @@ def split_tags(caption: str, separator: str = ",") -> list[str]:
 
 def tag_frequency(captions: Iterable[str]) -> dict[str, int]:
     """Count the comma-separated tags of captions in lower case, as `ss_tag_frequency` holds them."""
-    lines = (line for caption in captions for line in caption.splitlines())
+    lines = (line for caption in captions for line in split_lines(caption))
     return dict(Counter(tag.lower() for line in lines for tag in split_tags(line)))

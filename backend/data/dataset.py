@@ -7,14 +7,26 @@ from pathlib import Path
 from backend.config.dataset import DatasetConfig, DatasetOptions, SubsetOptions
 from backend.data.augment import face_of
 from backend.data.batches import Batch, Item, Pace, batches_per_epoch, epoch_batches
-from backend.data.captions import Caption, caption_extensions, find_caption, tag_frequency
+from backend.data.captions import Caption, find_caption, tag_frequency
 from backend.data.describe import describe, num_reg_images
-from backend.data.masks import OPTION, check_shapes, find_masks
+from backend.data.masks import OPTION, check_shapes, find_masks, unused_masks
 from backend.data.metadata_file import read_metadata
 from backend.data.pictures import Facts, Picture, list_pictures, load_pixels, measure_pictures
 from backend.data.split import Split, held_out, validation_batches
 from backend.data.store import Caches
 from backend.errors import UserError
+from backend.picture_folder import (
+    LINES,
+    CaptionFiles,
+    Found,
+    caption_extensions,
+    gathered,
+    left_out,
+    names_of,
+    readable,
+    told,
+    unnamed,
+)
 from backend.tables.buckets import Size, make_buckets, select_bucket, select_bucket_no_upscale
 
 NO_FACTS = Facts((0, 0))
@@ -36,7 +48,7 @@ class TrainingSet:
 
     Attributes:
         datasets: options by dataset, with their validation split filled in; a subset whose folder stands in the same
-            dataset twice is left out.
+            dataset twice, or that is shown 0 times, is left out.
         pictures: those that are trained, in the order of the folders, with their repeats.
         validation: those that are held out, which are no others' copies.
         folders: for each dataset, what each subset's folder holds.
@@ -70,17 +82,29 @@ class TrainingSet:
         """
         split = split or Split()
         datasets, scanned, pictures, folders, warnings, captions = [], [], [], [], list(config.warnings), []
-        for index, given in enumerate(config.datasets):
-            options, dropped = _without_duplicates(split.settled(given))
-            warnings += [f"{folder} stands twice in one dataset: the second subset is left out" for folder in dropped]
+        passed_over: list[Found] = []
+        places = _places(config)
+        for given in config.datasets:
+            options, why = _without_idle(split.settled(given))
+            warnings += why
+            if not options.subsets:
+                continue
+            index = len(datasets)
             found = [_scan_subset(options, index, number, caches) for number in range(len(options.subsets))]
-            if not any(not picture.is_reg for subset, _ in found for picture in subset):
+            if not any(not picture.is_reg for subset in found for picture in subset.pictures):
                 message = "a dataset has regularisation pictures only: add a subset without is_reg"
                 raise UserError(message, "is_reg")
             datasets.append(options)
-            scanned.append([picture for subset, _ in found for picture in subset])
-            captions += [caption for _, texts in found for caption in texts]
-            folders.append(tuple(FolderCount(len(p), tag_frequency(c.text for c in texts)) for p, texts in found))
+            scanned.append([picture for subset in found for picture in subset.pictures])
+            captions += [
+                (picture.path, caption)
+                for subset in found
+                for picture, caption in zip(subset.pictures, subset.captions, strict=True)
+            ]
+            passed_over += [subset.left_out(options.subsets[number], places) for number, subset in enumerate(found)]
+            folders.append(tuple(subset.count for subset in found))
+        if not datasets:
+            raise UserError("is 0 in every subset, so that no picture is left; give 1 or more", "num_repeats")
         apart = held_out(datasets, scanned)
         for found in scanned:
             trained, unused = _balance([picture for picture in found if picture.path not in apart])
@@ -94,6 +118,7 @@ class TrainingSet:
             raise UserError("holds every picture out, so that none is left to train on; take less", "validation_split")
         validation = tuple(picture for found in scanned for picture in found if picture.path in apart)
         warnings += _caption_warning(captions)
+        warnings += told(gathered(passed_over))
         warnings += _face_warnings(datasets, pictures)
         if caches is not None:
             caches.save()
@@ -136,29 +161,70 @@ def balance_repeats(repeats: Sequence[int], target: int) -> list[int]:
     """How often each regularisation picture is shown so that their number is `target`.
 
     First every picture its own repeats, then one more each, round and round; as soon as the target is reached the rest
-    are shown no more.
+    are shown no more. The last one of the first round keeps all of its repeats, though the sum may be more than the
+    target then: so it is in the reference trainer.
     """
     result = [0] * len(repeats)
     left = target
     while left > 0:
         first_round = not any(result)
         for index, count in enumerate(repeats):
-            step = min(left, count if first_round else 1)
+            step = count if first_round else 1
             result[index] += step
             left -= step
+            if left <= 0:
+                break
     return result
+
+
+@dataclass(frozen=True)
+class _Scanned:
+    """The pictures of a subset, the caption of each, and the caption files and masks that were looked up."""
+
+    pictures: list[Picture]
+    captions: list[Caption]
+    masks: list[Path]
+    files: CaptionFiles | None = None
+
+    @property
+    def count(self) -> FolderCount:
+        """What the subset's folder holds."""
+        return FolderCount(len(self.pictures), tag_frequency(caption.text for caption in self.captions))
+
+    def left_out(self, subset: SubsetOptions, places: Sequence[Path]) -> Found:
+        """What of the subset's folders is not used, by kind; `places` are used by other subsets."""
+        folder, paths = Path(subset.image_dir), [picture.path for picture in self.pictures]
+        parts: list[Found] = []
+        if self.files is None:
+            parts.append(unnamed(folder, paths, places))
+        else:
+            extensions = caption_extensions(subset.caption_extension)
+            parts.append(left_out(folder, paths, self.files.used, extensions, (*places, *self.masks)))
+        if subset.conditioning_data_dir is not None:
+            parts.append(unused_masks(Path(subset.conditioning_data_dir), self.masks))
+        parts.append({LINES: [c.source for c in self.captions if c.unread and c.source is not None]})
+        return gathered(parts)
+
+
+def _places(config: DatasetConfig) -> list[Path]:
+    """The folders and files that subsets name."""
+    subsets = [subset for options in config.datasets for subset in options.subsets]
+    named = [(subset.image_dir, subset.metadata_file, subset.conditioning_data_dir) for subset in subsets]
+    return [Path(path) for paths in named for path in paths if path is not None]
 
 
 def _scan_subset(
     options: DatasetOptions, dataset: int, number: int, caches: Caches | None
-) -> tuple[list[Picture], list[Caption]]:
+) -> _Scanned:
     subset = options.subsets[number]
+    files = None
     if subset.metadata_file is not None:
         paths, captions = read_metadata(subset)
     else:
         paths = list_pictures(Path(subset.image_dir))
         extensions = caption_extensions(subset.caption_extension)
-        captions = [find_caption(path, extensions, subset.class_tokens, subset.enable_wildcard) for path in paths]
+        files = CaptionFiles(Path(subset.image_dir))
+        captions = [find_caption(p, extensions, subset.class_tokens, subset.enable_wildcard, files) for p in paths]
     buckets = _buckets(options)
     pictures = []
     known = measure_pictures(paths, caches and caches.beside(paths[0]))
@@ -187,7 +253,7 @@ def _scan_subset(
                 mask_content=mask.content,
             )
         )
-    return pictures, captions
+    return _Scanned(pictures, captions, [path for path, _ in masks if path is not None], files)
 
 
 def _masks(
@@ -228,29 +294,36 @@ def _balance(pictures: list[Picture]) -> tuple[list[Picture], int]:
     return used, len(pictures) - len(used)
 
 
-def _without_duplicates(options: DatasetOptions) -> tuple[DatasetOptions, list[str]]:
+def _without_idle(options: DatasetOptions) -> tuple[DatasetOptions, list[str]]:
+    """Without the subsets of folders that an earlier one has, and those that are shown 0 times; and what to say."""
     kept: dict[Path, SubsetOptions] = {}
-    dropped = []
+    why = []
     for subset in options.subsets:
-        source = Path(subset.metadata_file or subset.image_dir).resolve()
-        if source in kept:
-            dropped.append(str(subset.metadata_file or subset.image_dir))
-        kept.setdefault(source, subset)
-    return options.model_copy(update={"subsets": tuple(kept.values())}), dropped
+        source = Path(subset.metadata_file or subset.image_dir)
+        name = readable(source)
+        if not subset.num_repeats:
+            why.append(f"{name} is left out: its num_repeats is 0")
+            continue
+        if source.resolve() in kept:
+            why.append(f"{name} stands twice in one dataset: the second subset is left out")
+        kept.setdefault(source.resolve(), subset)
+    return options.model_copy(update={"subsets": tuple(kept.values())}), why
 
 
-def _caption_warning(captions: list[Caption]) -> list[str]:
-    missing = [caption for caption in captions if caption.source is None]
-    empty = sum(1 for caption in captions if caption.source is not None and not caption.text)
+def _caption_warning(captions: Sequence[tuple[Path, Caption]]) -> list[str]:
+    """What is said of pictures (path, caption) without a caption file, and of empty captions."""
+    missing = [(path, caption) for path, caption in captions if caption.source is None]
+    empty = [caption.source for _, caption in captions if caption.source is not None and not caption.text]
     parts = []
     if missing:
-        with_class = sum(1 for caption in missing if caption.text)
+        with_class = sum(1 for _, caption in missing if caption.text)
         parts.append(
             f"{len(missing)} of {len(captions)} pictures have no caption file "
-            f"({with_class} take their class_tokens, {len(missing) - with_class} an empty caption)"
+            f"({with_class} take their class_tokens, {len(missing) - with_class} an empty caption): "
+            f"{names_of([path for path, _ in missing])}"
         )
     if empty:
-        parts.append(f"{empty} of {len(captions)} captions are empty")
+        parts.append(f"{len(empty)} of {len(captions)} captions are empty: {names_of(empty)}")
     return ["; ".join(parts)] if parts else []
 
 

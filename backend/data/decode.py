@@ -1,16 +1,9 @@
-"""Picture files as Pillow opens them: which kinds, what damage raises, and any mode as 8-bit colours. No torch."""
-
-import struct
+"""Pixels of an opened picture: any mode as 8-bit colours. Opening one is in `backend.images`. No torch."""
 
 import numpy as np
 from PIL import Image
 
 from backend.threads import cpu_count as cpu_count
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# What Pillow raises for damaged files of these formats, found by feeding it cut and altered ones.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -36,12 +29,3 @@ def opacity(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return Image.new("L", image.size, 255)
     return image.convert("RGBA").getchannel("A")
-
-
-def reason(error: BaseException) -> str:
-    """Why a picture cannot be decoded, in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "empty, damaged or not a picture"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from backend.config.dataset import SubsetOptions
 from backend.data.pictures import Picture
+from backend.picture_folder import readable
 from backend.tables.buckets import Size
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _describe(training_set: "TrainingSet", index: int) -> dict:
                 "token_warmup_min": subset.token_warmup_min,
                 "token_warmup_step": subset.token_warmup_step,
                 "resize_interpolation": subset.resize_interpolation,
-                "image_dir": Path(subset.image_dir).name,
+                "image_dir": readable(Path(subset.image_dir).name),
                 **_of_its_kind(subset),
             }
             for subset, folder in zip(options.subsets, folders, strict=True)
@@ -158,13 +159,13 @@ def _bucket_info(pictures: list[Picture]) -> dict:
 def _of_its_kind(subset: SubsetOptions) -> dict[str, object]:
     attributes = {"custom_attributes": subset.custom_attributes} if subset.custom_attributes else {}
     if subset.metadata_file is not None:
-        return {"metadata_file": Path(subset.metadata_file).name, **attributes}
+        return {"metadata_file": readable(Path(subset.metadata_file).name), **attributes}
     return {"class_tokens": subset.class_tokens, "is_reg": subset.is_reg, **attributes}
 
 
 def _name(subset: SubsetOptions) -> str:
     """What a subset is called in the metadata: its folder's name, or its metadata file's."""
-    return Path(subset.metadata_file or subset.image_dir).name
+    return readable(Path(subset.metadata_file or subset.image_dir).name)
 
 
 def _free_name(name: str, taken: dict[str, dict[str, int]]) -> str:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from backend.config.dataset import PIXELS
-from backend.data.decode import EXTENSIONS
 from backend.errors import UserError
+from backend.images import FOREIGN
+from backend.picture_folder import FORMAT, MASKS, is_picture, names_of, readable, same_name
 from backend.tables.buckets import Size
 
 OPTION = "conditioning_data_dir"
@@ -25,14 +26,32 @@ def find_masks(paths: Sequence[Path], folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: check the path", OPTION)
-    listed = {path.name: path for path in sorted(folder.iterdir()) if path.suffix.lower() in EXTENSIONS}
-    by_stem = {path.stem: path for path in reversed(listed.values())}
-    found = [listed.get(path.name) or by_stem.get(path.stem) for path in paths]
-    missing = [path.name for path, mask in zip(paths, found, strict=True) if mask is None]
+    listed = {same_name(path.name): path for path in _listed(folder) if is_picture(path.name)}
+    by_stem = {same_name(path.stem): path for path in reversed(listed.values())}
+    found = [listed.get(same_name(path.name)) or by_stem.get(same_name(path.stem)) for path in paths]
+    missing = [Path(path.name) for path, mask in zip(paths, found, strict=True) if mask is None]
     if missing:
-        names = ", ".join(missing[:NAMED]) + (f" and {len(missing) - NAMED} more" if len(missing) > NAMED else "")
-        raise UserError(f"{folder} has no mask for {names}: add one of the same name, white where all counts", OPTION)
+        foreign = [path for path in _listed(folder) if path.suffix.lower() in FOREIGN]
+        remedy = "add one of the same name, white where all counts"
+        if foreign:
+            remedy = f"save {names_of(foreign)} as PNG, or {remedy}"
+        raise UserError(f"{readable(folder)} has no mask for {names_of(missing, NAMED)}: {remedy}", OPTION)
     return [mask for mask in found if mask is not None]
+
+
+def unused_masks(folder: Path, used: Sequence[Path]) -> dict[str, list[Path]]:
+    """What lies in a folder of masks and is no picture's mask, by kind; see `backend.picture_folder.told`."""
+    left = [path for path in _listed(folder) if path not in set(used)]
+    foreign = [path for path in left if path.suffix.lower() in FOREIGN]
+    masks = [path for path in left if is_picture(path.name)]
+    return {kind: paths for kind, paths in ((FORMAT, foreign), (MASKS, masks)) if paths}
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot list {readable(folder)} ({error.strerror}): check its permissions", OPTION) from error
 
 
 def check_shapes(masks: Sequence[Path], mask_sizes: Sequence[Size], sizes: Sequence[Size]) -> None:

@@ -17,13 +17,15 @@ from typing import Protocol
 import cv2
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from backend.data.augment import Crop, Tint, centred, tinted
-from backend.data.decode import DECODE_ERRORS, EXTENSIONS, TURNED, cpu_count, flatten, opacity, reason
+from backend.data.decode import cpu_count, flatten, opacity
 from backend.data.masks import OPTION, latent_mask
 from backend.errors import UserError
+from backend.images import DECODE_ERRORS, EXTENSIONS, FOREIGN, TURNED, opened, orientation, reason, upright
+from backend.picture_folder import is_picture, names_of
 from backend.tables.buckets import Size
 from backend.terminal import track
 
@@ -39,6 +41,9 @@ OPENCV: Mapping[str, int] = MappingProxyType(
         "area": cv2.INTER_AREA,
     }
 )
+
+# Endings that are named where no picture is found.
+USUAL = 8
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ def list_pictures(folder: Path) -> list[Path]:
         entries = list(folder.iterdir())
     except OSError as error:
         raise UserError(f"cannot list {folder} ({error.strerror}): check its permissions", "image_dir") from error
-    found = [p for p in entries if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")]
+    found = [p for p in entries if is_picture(p.name)]
     # A link that leads nowhere is a picture that is missing, and is told like a damaged one.
     paths = sorted((p for p in found if p.is_file() or not p.exists()), key=_natural_order)
     if not paths:
@@ -237,8 +242,8 @@ def _opened(path: Path, content: str, field: str) -> Iterator[Image.Image]:
         data = path.read_bytes()
         if content and _hash(data) != content:
             raise UserError(f"{path} was changed while it was being read: start again", field)
-        with Image.open(BytesIO(data)) as image:
-            yield ImageOps.exif_transpose(image)
+        with opened(BytesIO(data), path.name) as image:
+            yield upright(image)
     except DECODE_ERRORS as error:
         raise UserError(f"cannot decode {path} ({reason(error)}): replace or remove it", field) from error
 
@@ -252,7 +257,7 @@ def _measure(path: Path, memory: PictureMemory | None) -> Facts | str:
         known = memory.facts(path, status)
         if known is None:
             data = path.read_bytes()
-            known = Facts(_upright_size(BytesIO(data)), _hash(data))
+            known = Facts(_upright_size(BytesIO(data), path.name), _hash(data))
             memory.learn(path, status, known, now)
     except DECODE_ERRORS as error:
         return reason(error)
@@ -263,10 +268,10 @@ def _hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _upright_size(file: Path | BytesIO) -> Size:
-    with Image.open(file) as image:
+def _upright_size(file: Path | BytesIO, name: str = "") -> Size:
+    with opened(file, name) as image:
         width, height = image.size
-        turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
+        turned = orientation(image) in TURNED
         # A JPEG is decoded at an eighth of its size: every byte is still read, in half the time.
         image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
         image.load()
@@ -290,7 +295,10 @@ def _missing_folder(folder: Path) -> str:
 
 
 def _no_pictures(folder: Path) -> str:
-    kinds = ", ".join(EXTENSIONS)
-    inner = sorted(p.parent.name for p in folder.glob("*/*") if p.suffix.lower() in EXTENSIONS)
+    kinds = ", ".join(EXTENSIONS[:USUAL]) + f" and {len(EXTENSIONS) - USUAL} other endings"
+    inner = sorted(p.parent.name for p in folder.glob("*/*") if is_picture(p.name))
+    foreign = sorted(path for path in folder.iterdir() if path.suffix.lower() in FOREIGN)
+    if foreign:
+        return f"no pictures in {folder} that can be read: save {names_of(foreign)} as PNG or JPEG"
     hint = f"its folder {inner[0]} has some, name that one" if inner else "put some there or name another folder"
     return f"no pictures in {folder} (looked for {kinds}, not in folders below): {hint}"

@@ -163,6 +163,9 @@ def _notes(options: Resizing, plan: Plan, done: Done, broken: Sequence[tuple[Pat
     )
     thin = f"would be thinner than divisible_by ({options.divisible_by}) at one size or more and were skipped there"
     yield from _some(thin, done, lambda task, _: _is_thin(task, options))
+    if plan.listing.unreadable:
+        count, names = len(plan.listing.unreadable), names_of(plan.listing.unreadable)
+        yield f"{count} files of formats that cannot be read here stay as they are: {names}; save them as PNG or JPEG"
     if plan.listing.earlier:
         yield f"{len(plan.listing.earlier)} results of an earlier run were left out: {names_of(plan.listing.earlier)}"
     if plan.listing.passed_over:

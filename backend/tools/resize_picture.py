@@ -10,9 +10,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from backend.data.decode import DECODE_ERRORS, eight_bits, flatten, reason
+from backend.data.decode import eight_bits, flatten
+from backend.images import DECODE_ERRORS, opened, reason, upright
 from backend.replacing import replacing
 from backend.tables.buckets import Size
 from backend.tables.resizing import limited_size, target_size
@@ -107,8 +108,8 @@ def read(path: Path, keep_alpha: bool) -> tuple[np.ndarray, bytes | None, bool]:
     Raises:
         one of DECODE_ERRORS: it cannot be decoded.
     """
-    with Image.open(path) as image:
-        ImageOps.exif_transpose(image, in_place=True)
+    with opened(path) as stored:
+        image = upright(stored)
         profile = image.info.get("icc_profile")
         flat = False
         if image.has_transparency_data:

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import ExifTags, Image
-
 from backend.config.tools import Resizing
-from backend.data.decode import DECODE_ERRORS, EXTENSIONS, TURNED, cpu_count, reason
+from backend.data.decode import cpu_count
 from backend.errors import UserError
+from backend.images import DECODE_ERRORS, EXTENSIONS, FOREIGN, TURNED, opened, orientation, reason
+from backend.picture_folder import readable
 from backend.tables.buckets import Size
 from backend.tables.resizing import target_size
 from backend.tools.resize_picture import Target, Task
@@ -41,6 +41,11 @@ class Listing:
     others: tuple[Path, ...]
     earlier: tuple[Path, ...]
     passed_over: tuple[Path, ...]
+
+    @property
+    def unreadable(self) -> tuple[Path, ...]:
+        """Those of the others that are pictures or videos of a format that cannot be read here."""
+        return tuple(path for path in self.others if path.suffix.lower() in FOREIGN)
 
 
 @dataclass(frozen=True)
@@ -130,12 +135,10 @@ def list_files(root: Path) -> Listing:
 def read_header(path: Path) -> Size | str:
     """The upright size of a picture, from its header alone, or why that cannot be read."""
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             width, height = image.size
             # Pillow decodes a whole PNG in search of EXIF that may stand behind the pixels.
-            turned = (image.format != "PNG" or "exif" in image.info) and (
-                image.getexif().get(ExifTags.Base.Orientation) in TURNED
-            )
+            turned = (image.format != "PNG" or "exif" in image.info) and orientation(image) in TURNED
     except DECODE_ERRORS as error:
         return reason(error)
     return (height, width) if turned else (width, height)
@@ -144,7 +147,7 @@ def read_header(path: Path) -> Size | str:
 def names_of(paths: Sequence[Path]) -> str:
     """The first few of them."""
     more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-    return f"{', '.join(map(str, paths[:SHOWN]))}{more}"
+    return f"{', '.join(map(readable, paths[:SHOWN]))}{more}"
 
 
 def _plan_picture(

@@ -4,10 +4,9 @@ import base64
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from backend.config.training.description import Description
 from backend.errors import UserError
+from backend.images import DECODE_ERRORS, opened, reason, upright
 
 # The size that ModelSpec recommends.
 THUMBNAIL = (256, 256)
@@ -33,14 +32,13 @@ def thumbnail(path: Path) -> str:
         UserError: there is no picture at this path.
     """
     try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened)
+        with opened(path) as image:
+            picture = upright(image)
             picture.thumbnail(THUMBNAIL)
             clear = "A" in picture.getbands() or "transparency" in picture.info
             kind = "png" if clear and picture.convert("RGBA").getextrema()[3][0] < 255 else "jpeg"
             content = BytesIO()
             picture.convert("RGBA" if kind == "png" else "RGB").save(content, kind, quality=85)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path} is no picture that can be read ({reason})", field="metadata_thumbnail") from None
+    except DECODE_ERRORS as error:
+        raise UserError(f"{path} is no picture that can be read ({reason(error)})", "metadata_thumbnail") from None
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode('ascii')}"

@@ -113,8 +113,8 @@ def test_spellings_of_the_resolution(written, size):
         ("resolution = 512\nbucket_reso_steps = 20", "", "bucket_reso_steps: must be at least 8 and a multiple of 8"),
         (
             "resolution = 64",
-            "num_repeats = 0",
-            "num_repeats: must be from 1 to 10000, got 0 (subset 1 of dataset 1 in d.toml)",
+            "num_repeats = -1",
+            "num_repeats: must be from 0 to 10000, got -1 (subset 1 of dataset 1 in d.toml)",
         ),
         ("resolution = 64", "caption_dropout_rate = 1.5", "caption_dropout_rate: must be from 0 to 1, got 1.5"),
         ("resolution = 64", 'flip_aug = "yes"', 'flip_aug: must be true or false, got "yes"'),

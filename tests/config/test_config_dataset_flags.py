@@ -94,6 +94,7 @@ def test_folders_are_named_by_repeats_and_class_tokens(folders):
     assert [warning.split(" is left out")[0] for warning in found.warnings] == [
         str(folders / "train" / "0_never"),
         str(folders / "train" / "plain"),
+        "1 file lies beside the numbered folders and",
     ]
 
 
@@ -145,7 +146,7 @@ def test_a_wrong_flag_is_named_as_what_it_is(folders, tmp_path):
     assert problem(in_json="x", resolution="wide") == (
         'resolution: must be a number of pixels or [width, height], got "wide"'
     )
-    assert problem(in_json="x", dataset_repeats=0) == "dataset_repeats: must be from 1 to 10000, got 0"
+    assert problem(in_json="x", dataset_repeats=-1) == "dataset_repeats: must be from 0 to 10000, got -1"
     path = tmp_path / "d.toml"
     path.write_text("[[datasets]]\nresolution = 512\nenable_bucket = true\n[[datasets.subsets]]\nimage_dir = 'a'\n")
     with pytest.raises(ConfigError, match=r"^min_bucket_reso: must not exceed .* got 1000 \(the command line\)$"):

@@ -1,6 +1,7 @@
 """Captions: where they are found, and what each option does to them."""
 
 import random
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -76,11 +77,54 @@ def test_utf8_with_byte_order_mark_and_windows_line_ends(tmp_path):
     assert find_caption(tmp_path / "a.png", (".txt",), None).text == "grünes Monster"
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_another_encoding_is_an_error_that_names_the_file(tmp_path, encoding):
-    (tmp_path / "a.txt").write_bytes("grün".encode(encoding))
-    with pytest.raises(UserError, match=r"a\.txt is not UTF-8"):
+@pytest.mark.parametrize(("encoding", "text"), [("latin-1", "grün"), ("cp932", "赤い猫")])
+def test_another_encoding_is_an_error_that_names_the_file(tmp_path, encoding, text):
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    with pytest.raises(UserError, match=r"a\.txt is not a text in UTF-8"):
         find_caption(tmp_path / "a.png", (".txt",), None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_encodings_that_can_be_told_are_read(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("green, a cat\r\nmore".encode(encoding))
+    assert find_caption(tmp_path / "a.png", (".txt",), None).text == "green, a cat"
+
+
+@pytest.mark.parametrize("mark", "\u2028\u2029\x85\x0c\x0b\x1c\x1d\x1e")
+def test_a_line_ends_where_a_line_ends_and_nowhere_else(tmp_path, mark):
+    (tmp_path / "a.txt").write_bytes(f"red,{mark}cat\rsecond\r\nthird\n".encode())
+    assert find_caption(tmp_path / "a.png", (".txt",), None).text == f"red,{mark}cat"
+    assert find_caption(tmp_path / "a.png", (".txt",), None, True).text == f"red,{mark}cat\nsecond\nthird"
+    assert tag_frequency([f"red{mark}cat"]) == {f"red{mark}cat": 1}
+
+
+@pytest.mark.parametrize(
+    ("picture", "caption"),
+    [
+        ("anna_60_60_40_40.png", "anna.txt"),
+        ("a_b_1_2_3_4.png", "a_b.txt"),
+        ("a.PNG", "a.TXT"),
+        (unicodedata.normalize("NFC", "é.png"), unicodedata.normalize("NFD", "é.txt")),
+        (unicodedata.normalize("NFD", "é.png"), unicodedata.normalize("NFC", "é.txt")),
+    ],
+)
+def test_captions_of_names_that_people_take_for_equal_are_found(tmp_path, picture, caption):
+    (tmp_path / caption).write_text("found")
+    assert find_caption(tmp_path / picture, (".txt",), None).text == "found"
+
+
+@pytest.mark.parametrize(
+    ("picture", "caption"), [("a_b_c_d_e.png", "a.txt"), ("a.png", "A.txt"), ("_1_2_3_4.png", ".txt")]
+)
+def test_captions_of_other_names_are_not(tmp_path, picture, caption):
+    (tmp_path / caption).write_text("found")
+    assert find_caption(tmp_path / picture, (".txt",), None).source is None
+
+
+def test_the_pictures_own_caption_comes_before_that_of_its_face(tmp_path):
+    (tmp_path / "anna.txt").write_text("every anna")
+    (tmp_path / "anna_1_2_3_4.caption").write_text("this anna")
+    assert find_caption(tmp_path / "anna_1_2_3_4.png", (".txt", ".caption"), None).text == "this anna"
 
 
 def test_without_options_the_caption_is_untouched():

@@ -1,9 +1,16 @@
 """Metadata files: pictures and captions that stand in one JSON file."""
 
 import json
+import tempfile
+import unicodedata
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from backend.config.dataset import SubsetOptions
+from backend.data.metadata_file import read_metadata
 from backend.errors import UserError
 
 TOML = """
@@ -91,3 +98,88 @@ def test_a_file_that_cannot_be_used_is_named(draw, scan, write, entries, message
 def test_a_missing_file_is_named(scan):
     with pytest.raises(UserError, match=r"metadata_file: there is no file meta\.json"):
         scan(TOML)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sub dir\\a.png",
+        "C:\\train\\sub dir\\a.png",
+        "\\\\host\\share\\sub dir\\a.PNG",
+        "/home/me/train/sub dir/a.png",
+        "sub dir/a.PNG",
+        "sub dir/a",
+        "D:/x/sub dir\\a",
+    ],
+)
+def test_paths_of_another_machine_are_found_by_what_lies_under_the_folder(draw, scan, write, key):
+    draw("train/sub dir/a.png")
+    write({key: {"caption": "found"}})
+    assert [(p.path.name, p.caption) for p in scan(TOML).pictures] == [("a.png", "found")]
+
+
+def test_a_path_of_another_machine_may_begin_within_the_folder(draw, scan, write):
+    draw("train/a.png")
+    write({"C:\\train\\a.png": {"caption": "found"}})
+    assert [p.caption for p in scan(TOML).pictures] == ["found"]
+
+
+@pytest.mark.parametrize("keys", [("C:\\one\\a.png", "C:\\two\\a.png"), ("a", "a.png"), ("a.png", "x\\a.PNG")])
+def test_two_names_of_one_picture_are_refused_by_name(draw, scan, write, keys):
+    draw("train/a.png")
+    write({key: {"caption": key} for key in keys})
+    with pytest.raises(UserError, match=r"names train/a\.png twice, as .* and as"):
+        scan(TOML)
+
+
+def test_every_format_and_normal_form_is_found_by_its_name_alone(draw, scan, write):
+    for name in ("a.avif", "b.tiff", "c.gif"):
+        draw(f"train/{name}")
+    draw(f"train/{unicodedata.normalize('NFC', 'é')}.png")
+    write({name: {"tags": name} for name in ("a", "b", "c", unicodedata.normalize("NFD", "é"))})
+    assert [p.path.suffix for p in scan(TOML).pictures] == [".avif", ".tiff", ".gif", ".png"]
+
+
+def test_lines_of_json_lines_end_where_lines_end(draw, scan, write):
+    draw("train/a.png")
+    draw("train/b.png")
+    lines = ['{"image_path": "a.png", "caption": "x\u2028y\x85z"}', '{"image_path": "b.png", "caption": "c"}']
+    write("\r".join(lines), "meta.jsonl")
+    toml = TOML.replace("meta.json", "meta.jsonl")
+    assert [p.caption for p in scan(toml).pictures] == ["x\u2028y\x85z", "c"]
+    write("\n".join([lines[0], "{"]), "meta.jsonl")
+    with pytest.raises(UserError, match=r"metadata_file: line 2 of meta\.jsonl is not valid JSON"):
+        scan(toml)
+
+
+def test_a_picture_that_the_file_does_not_name_is_told(draw, scan, write):
+    for name in ("a.png", "b.png", "below/c.png"):
+        draw(f"train/{name}")
+    write({"a.png": {"caption": "a"}})
+    (line,) = scan(TOML).warnings
+    assert line.startswith("2 pictures are not named by the metadata file and are left out: train/b.png")
+
+
+NAMES = ("a.png", "a", "x\\a.png", "b", "..", "", "/", "a" * 300, "C:\\", "\0", "é")
+KEYS = st.sampled_from(NAMES) | st.text(max_size=9)
+VALUES = st.none() | st.integers() | st.text(max_size=9) | st.lists(st.text(max_size=3), max_size=2)
+ENTRIES = st.dictionaries(
+    KEYS, VALUES | st.dictionaries(st.sampled_from(["caption", "tags", "image_path"]), VALUES), max_size=4
+)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=60) | (ENTRIES | st.lists(ENTRIES, max_size=2)).map(lambda tree: json.dumps(tree).encode()))
+def test_any_metadata_file_is_read_or_is_one_line(data):
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / "a.png").write_bytes(b"x")
+        for name in ("meta.json", "meta.jsonl"):
+            (folder / name).write_bytes(data)
+            subset = SubsetOptions(image_dir=folder, metadata_file=folder / name)
+            try:
+                paths, captions = read_metadata(subset)
+            except UserError as error:
+                assert "\n" not in str(error)
+                continue
+            assert [path.name for path in paths] == ["a.png"] and len(captions) == 1

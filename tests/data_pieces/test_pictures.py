@@ -25,7 +25,7 @@ def rgb(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 def test_pictures_are_listed_in_natural_order_without_folders_below(tmp_path):
     names = ["b10.png", "b9.PNG", "a.JPG", "a.png", "c.jpeg", "d.webp", "e.bmp", "B1.png"]
-    for name in [*names, "notes.txt", "x.gif", "._a.png"]:
+    for name in [*names, "notes.txt", "x.heic", "._a.png"]:
         (tmp_path / name).touch()
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "z.png").touch()

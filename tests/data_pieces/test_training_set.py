@@ -85,8 +85,8 @@ def test_missing_and_empty_captions_are_counted_in_one_warning(draw, scan):
     draw("other/d.png")
     found = scan(ONE + '[[datasets.subsets]]\nimage_dir = "other"\n')
     assert found.warnings == (
-        "2 of 4 pictures have no caption file (1 take their class_tokens, 1 an empty caption); "
-        "1 of 4 captions are empty",
+        "2 of 4 pictures have no caption file (1 take their class_tokens, 1 an empty caption): "
+        "train/b.png, other/d.png; 1 of 4 captions are empty: train/c.txt",
     )
 
 
@@ -118,8 +118,9 @@ def test_a_link_that_leads_nowhere_stops_the_scan_by_name(draw, scan, tmp_path):
         ([2, 2], 7, [4, 3]),
         ([3, 1], 6, [4, 2]),
         ([1, 1, 1, 1], 2, [1, 1, 0, 0]),
-        ([3, 3], 4, [3, 1]),
-        ([5], 3, [3]),
+        ([3, 3], 4, [3, 3]),
+        ([5], 3, [5]),
+        ([2, 3, 4], 4, [2, 3, 0]),
     ],
 )
 def test_regularisation_repeats(repeats, target, expected):

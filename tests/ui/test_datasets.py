@@ -1,7 +1,9 @@
 """Datasets made, shown and changed by the Train tab."""
 
 import errno
+import os
 import tomllib
+import zipfile
 from io import BytesIO
 from pathlib import Path
 
@@ -10,9 +12,11 @@ from PIL import Image
 
 from backend.config.dataset import DatasetConfig, SubsetOptions
 from backend.data.captions import caption_extensions, find_caption
+from backend.data.dataset import TrainingSet
 from backend.errors import ConfigError, UserError
 from backend.workspace import Workspace
 from tabs import datasets
+from tabs.thumbnails import thumbnail
 
 SETTINGS = {
     "resolution": "64",
@@ -118,7 +122,7 @@ def test_nothing_is_left_of_an_upload_that_held_nothing(workspace: Workspace, tm
 def test_captions_and_pictures_of_an_own_dataset_change(workspace: Workspace, sent: list[Path]) -> None:
     dataset = made(workspace, sent)
     datasets.set_caption(dataset, "two.png", " two\nlines ")
-    assert (dataset.folder / "two.txt").read_text() == "two lines"
+    assert (dataset.folder / "two.txt").read_text() == "two\nlines"
     datasets.remove_picture(dataset, "one.png")
     assert sorted(path.name for path in dataset.folder.iterdir()) == ["two.png", "two.txt"]
     for name in ("one.png", "../dataset.toml", ""):
@@ -152,15 +156,15 @@ def test_the_demo_dataset_is_there_and_read_only(workspace: Workspace) -> None:
 def test_thumbnails_are_small_and_made_once(tmp_path: Path) -> None:
     noise = Image.effect_noise((600, 400), 90).convert("RGB")
     noise.save(tmp_path / "big.png")
-    small = datasets.thumbnail(tmp_path / "big.png", tmp_path / "cache")
+    small = thumbnail(tmp_path / "big.png", tmp_path / "cache")
     assert small is not None
     with Image.open(BytesIO(small.read_bytes())) as image:
         assert image.size == (256, 171)
     first = small.stat().st_mtime_ns
-    assert datasets.thumbnail(tmp_path / "big.png", tmp_path / "cache") == small
+    assert thumbnail(tmp_path / "big.png", tmp_path / "cache") == small
     assert small.stat().st_mtime_ns == first
     (tmp_path / "broken.png").write_bytes(bytes(100_000))
-    assert datasets.thumbnail(tmp_path / "broken.png", tmp_path / "cache") is None
+    assert thumbnail(tmp_path / "broken.png", tmp_path / "cache") is None
 
 
 def test_the_toml_is_written_by_a_toml_library(workspace: Workspace, sent: list[Path]) -> None:
@@ -193,9 +197,9 @@ def test_a_small_picture_from_elsewhere_is_copied_to_where_it_is_served_from(tmp
         Image.new("RGB", (20, 20), "red").save(tmp_path / folder / "a.png")
     (tmp_path / "served" / "link.png").symlink_to(tmp_path / "a.png")
     served, cache = [tmp_path / "served"], tmp_path / "cache"
-    assert datasets.thumbnail(tmp_path / "served" / "a.png", cache, served) == tmp_path / "served" / "a.png"
+    assert thumbnail(tmp_path / "served" / "a.png", cache, served) == tmp_path / "served" / "a.png"
     for name in ("a.png", "served/link.png"):
-        small = datasets.thumbnail(tmp_path / name, cache, served)
+        small = thumbnail(tmp_path / name, cache, served)
         assert small is not None and small.is_relative_to(cache) and small.is_file()
 
 
@@ -215,3 +219,110 @@ def test_a_full_disk_changes_no_caption(workspace: Workspace, sent: list[Path], 
     )
     with pytest.raises(UserError, match="picture: cannot write to the workspace: Permission denied"):
         datasets.remove_picture(dataset, "one.png")
+
+
+def zipped(path: Path, members: dict[str, bytes]) -> list[Path]:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return [path]
+
+
+def png(color: str) -> bytes:
+    memory = BytesIO()
+    Image.new("RGB", (40, 40), color).save(memory, "PNG")
+    return memory.getvalue()
+
+
+def test_numbered_folders_of_a_zip_become_folders_with_repeats(workspace: Workspace, tmp_path: Path) -> None:
+    members = {"10_shs dog/a.png": png("red"), "10_shs dog/a.txt": b"a", "reg/2_dog/a.png": png("blue")}
+    dataset = made(workspace, zipped(tmp_path / "a.zip", members))
+    assert dataset.own
+    told = [(s.image_dir.name, s.num_repeats, s.class_tokens, s.is_reg) for s in dataset.config.datasets[0].subsets]
+    assert told == [("10_shs_dog", 10, "shs dog", False), ("reg-2_dog", 2, "dog", True)]
+    found = TrainingSet.scan(dataset.config)
+    assert [(p.caption, p.repeats, p.is_reg) for p in found.pictures] == [("a", 10, False), ("dog", 10, True)]
+    assert "10_shs_dog × 10 · reg-2_dog × 2" in dataset.summary(dataset.pictures())
+    # Later ones join the folder that is there; others get the folder of those without a number.
+    (tmp_path / "b.png").write_bytes(png("green"))
+    more = zipped(tmp_path / "b.zip", {"x/10_shs dog/c.png": png("white"), "x/10_shs dog/a.txt": b"late"})
+    datasets.add_pictures(workspace, "mine", [*more, tmp_path / "b.png"], SETTINGS)
+    dataset = datasets.open_dataset(workspace, str(dataset.path))
+    assert [folder.name for folder in dataset.folders] == ["pictures", "10_shs_dog", "reg-2_dog"]
+    assert [datasets.name_in(picture.path) for picture in dataset.pictures()] == [
+        "b.png",
+        "10_shs_dog/a.png",
+        "10_shs_dog/c.png",
+        "reg-2_dog/a.png",
+    ]
+
+
+def test_settings_and_captions_of_numbered_folders(workspace: Workspace, tmp_path: Path) -> None:
+    members = {"10_a b/1.png": png("red"), "3_c/1.png": png("blue"), "3_c/1.txt": b"c"}
+    dataset = made(workspace, zipped(tmp_path / "a.zip", members), flip_aug=False)
+    datasets.change_settings(dataset, {**SETTINGS, "resolution": "128", "num_repeats": 99, "flip_aug": True})
+    dataset = datasets.open_dataset(workspace, str(dataset.path))
+    options = dataset.config.datasets[0]
+    assert options.resolution == (128, 128)
+    assert [(s.num_repeats, s.class_tokens, s.flip_aug) for s in options.subsets] == [(10, "a b", True), (3, "c", True)]
+    datasets.set_caption(dataset, "3_c/1.png", "changed\nmore")
+    assert [(p.caption, p.text) for p in dataset.pictures()] == [("a b", "a b"), ("changed", "changed\nmore")]
+    datasets.remove_picture(dataset, "10_a_b/1.png")
+    assert [datasets.name_in(p.path) for p in dataset.pictures()] == ["3_c/1.png"]
+
+
+def test_an_own_dataset_is_deleted_and_no_other(workspace: Workspace, sent: list[Path]) -> None:
+    dataset = made(workspace, sent)
+    datasets.delete_dataset(workspace, dataset)
+    assert list(workspace.datasets.iterdir()) == []
+    demo = datasets.open_dataset(workspace, datasets.choices(workspace)[0][1])
+    with pytest.raises(UserError, match="not made here"):
+        datasets.delete_dataset(workspace, demo)
+    dataset = made(workspace, sent)
+    (workspace.root / "real").mkdir()
+    dataset.path.parent.rename(workspace.root / "real" / "mine")
+    dataset.path.parent.symlink_to(workspace.root / "real" / "mine")
+    with pytest.raises(UserError, match="not made here"):
+        datasets.delete_dataset(workspace, datasets.open_dataset(workspace, str(dataset.path)))
+    assert (workspace.root / "real" / "mine" / "dataset.toml").is_file()
+
+
+def test_what_a_run_would_leave_out_is_told(workspace: Workspace, sent: list[Path]) -> None:
+    dataset = made(workspace, sent)
+    assert dataset.pictures() and dataset.passed_over == []
+    (dataset.folder / "x.heic").write_bytes(b"x")
+    (dataset.folder / "one.txt").write_bytes("赤い猫".encode("cp932"))
+    pictures = datasets.open_dataset(workspace, str(dataset.path))
+    assert [picture.caption for picture in pictures.pictures()] == ["", ""]
+    assert any("one.txt is not a text in UTF-8" in line for line in pictures.passed_over)
+    assert any("x.heic" in line for line in pictures.passed_over)
+
+
+@pytest.mark.parametrize("name", ["a.avif", "a.tif", "a.gif", "a.tga", "a.ppm"])
+def test_pictures_that_no_browser_shows_get_thumbnails(workspace: Workspace, tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (40, 40), "red").save(tmp_path / name)
+    dataset = made(workspace, [tmp_path / name])
+    (picture,) = dataset.pictures()
+    small = thumbnail(picture.path, tmp_path / "cache", [workspace.datasets])
+    assert small is not None and small.suffix in (".webp", ".gif")
+
+
+def test_thumbnails_of_names_that_are_no_utf8_are_served_under_plain_ones(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    path.write_bytes(png("red"))
+    small = thumbnail(path, tmp_path / "cache", [tmp_path])
+    assert small is not None and str(small).isprintable()
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud83d"])
+def test_a_caption_that_is_no_text_is_refused(workspace: Workspace, sent: list[Path], text: str) -> None:
+    with pytest.raises(UserError, match="caption: has characters that are no text"):
+        datasets.set_caption(made(workspace, sent), "one.png", text)
+
+
+def test_a_dataset_path_that_never_ends_or_is_none_is_one_line(workspace: Workspace, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", str(tmp_path / "pipe"), "a\0b", "~nobody-here/x", str(tmp_path), "x" * 5000):
+        with pytest.raises(UserError) as caught:
+            datasets.open_dataset(workspace, path)
+        assert "\n" not in str(caught.value)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from backend.errors import UserError
 from backend.tables.resizing import target_size
@@ -21,7 +21,7 @@ def picture(path: Path, size: tuple[int, int], turned: bool = False) -> None:
     image = Image.new("RGB", size)
     exif = image.getexif()
     if turned:
-        exif[resize_preview.ORIENTATION] = 6
+        exif[ExifTags.Base.Orientation] = 6
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, exif=exif)
 

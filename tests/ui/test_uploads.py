@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from backend.errors import UserError
-from tabs import uploads
+from tabs import archives, uploads
 
 
 def picture(color: str = "red", size: tuple[int, int] = (32, 24), kind: str = "PNG") -> bytes:
@@ -46,7 +46,7 @@ def test_pictures_and_their_captions_are_kept_under_safe_names(tmp_path: Path) -
     )
     report = uploads.take(sent, tmp_path / "out")
     assert names(tmp_path / "out") == ["a_b_x.png", "a_b_x.txt", "z.jpg"]
-    assert (tmp_path / "out" / "a_b_x.txt").read_text() == "one line"
+    assert (tmp_path / "out" / "a_b_x.txt").read_text() == "one\nline"
     assert (report.pictures, report.captions, report.refused) == (["a_b_x.png", "z.jpg"], 1, [])
 
 
@@ -69,7 +69,7 @@ def test_paths_and_links_of_a_zip_lead_nowhere(tmp_path: Path) -> None:
     )
     report = uploads.take(sent, tmp_path / "deep" / "out")
     assert names(tmp_path / "deep" / "out") == ["drive.png", "root.png", "up.png"]
-    assert report.refused == [("link.png", "a link")]
+    assert report.refused == [("link.png", "a link"), (".hidden.png", "is hidden: its name begins with a dot")]
     assert names(tmp_path) == ["a.zip", "deep"]
 
 
@@ -112,9 +112,10 @@ def bomb() -> bytes:
     ("name", "data", "reason"),
     [
         ("a.exe", b"MZ", "neither a picture"),
-        ("a.svg", b"<svg/>", "neither a picture"),
+        ("a.svg", b"<svg/>", "of a format that cannot be read here"),
+        ("a.rar", b"Rar!", "send a ZIP"),
         ("a.png", b"<html>", "not a picture"),
-        ("a.gif.png", b"GIF89a" + bytes(20), "not a picture"),
+        ("a.gif.png", b"GIF89a" + bytes(20), "picture"),
         ("a.jpg", broken(), "broken picture"),
         ("a.png", bomb(), "picture"),
         ("a.png", picture(size=(4, 40)), "smaller than 8 pixels"),
@@ -131,13 +132,13 @@ def test_everything_else_is_left_out_with_its_reason(tmp_path: Path, name: str, 
 
 
 def test_a_zip_that_lies_about_sizes_is_read_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "FILE_BYTES", 1000)
+    monkeypatch.setattr(archives, "FILE_BYTES", 1000)
     sent = archive(tmp_path / "a.zip", ("big.png", bytes(2_000_000)), ("good.png", picture()))
     assert uploads.take(sent, tmp_path / "out").refused == [("big.png", "is larger than 0 KB")]
 
 
 def test_limits_on_the_number_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "FILES", 2)
+    monkeypatch.setattr(archives, "FILES", 2)
     sent = archive(tmp_path / "a.zip", *((f"{i}.png", picture(size=(8 + i, 8))) for i in range(5)))
     report = uploads.take(sent, tmp_path / "out")
     assert names(tmp_path / "out") == ["0.png", "1.png"]
@@ -145,7 +146,7 @@ def test_limits_on_the_number_of_files(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_refused_members_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "FILES", 5)
+    monkeypatch.setattr(archives, "FILES", 5)
     link = zipfile.ZipInfo("link.png")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     members = [("a.png", picture()), *((f"{i}.exe", b"MZ") for i in range(4)), (link, b"x"), ("b.png", picture())]
@@ -155,8 +156,8 @@ def test_refused_members_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_bytes_of_refused_members_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "FILE_BYTES", 1000)
-    monkeypatch.setattr(uploads, "TOTAL_BYTES", 2500)
+    monkeypatch.setattr(archives, "FILE_BYTES", 1000)
+    monkeypatch.setattr(archives, "TOTAL_BYTES", 2500)
     members = [(f"{i}.png", bytes(5000)) for i in range(4)]
     sent = archive(tmp_path / "a.zip", ("a.png", picture()), *members, ("b.png", picture("blue")))
     report = uploads.take(sent, tmp_path / "out")
@@ -173,7 +174,7 @@ def test_an_encrypted_or_cut_zip_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"secret\.png: is encrypted"):
         uploads.take([path], tmp_path / "out")
     path.write_bytes(data[:40])
-    with pytest.raises(UserError, match=r"a\.zip: neither a picture"):
+    with pytest.raises(UserError, match=r"a\.zip: is a broken ZIP"):
         uploads.take([path], tmp_path / "out")
 
 
