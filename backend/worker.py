@@ -16,6 +16,7 @@ from backend.errors import UserError
 from backend.workspace import PROJECT, Workspace
 
 LOG_BYTES = 1024 * 1024
+TURN_SECONDS = 0.1
 IDLE_SECONDS = 900.0
 STOP_SECONDS = 3.0
 RELEASE_SECONDS = 60.0
@@ -26,15 +27,28 @@ def worker_argv() -> list[str]:
     return [sys.executable, "-m", "backend.generate"]
 
 
+def new_number() -> str:
+    """A number for a request, by which it can be cancelled."""
+    return uuid.uuid4().hex
+
+
 def has_gpu() -> bool:
     """Whether this machine has a GPU (NVIDIA's, AMD's, or Windows' own under it), as far as its device files tell."""
     return any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/dev", name).exists() for name in ("kfd", "dxg"))
 
 
+class Cancelled(UserError):
+    """A request that `GenerateWorker.cancel` has ended."""
+
+
 class GenerateWorker:
     """Starts the worker when it is first asked for something, and again when it has died.
 
-    One request is answered at a time; others wait their turn.
+    One request is answered at a time; others wait their turn. A request can be cancelled from another thread:
+
+        number = new_number()
+        worker.request(fields, on_progress, number)   # raises Cancelled ...
+        worker.cancel(number)                         # ... within a step of this
 
     Args:
         workspace: its worker.log takes what the worker says on stderr.
@@ -56,6 +70,9 @@ class GenerateWorker:
         self._idle_seconds = idle_seconds
         self._busy = busy
         self._turn = threading.Lock()
+        self._writing = threading.Lock()  # guards the worker's stdin and the numbers
+        self._open: set[str] = set()
+        self._unwanted: set[str] = set()
         self._process: subprocess.Popen[str] | None = None
         self._timer: threading.Timer | None = None
         self._taken = threading.Event()
@@ -68,32 +85,90 @@ class GenerateWorker:
         return self._process is not None and self._process.poll() is None
 
     def request(
-        self, fields: dict[str, Any], on_progress: Callable[[dict[str, Any]], None] | None = None
+        self,
+        fields: dict[str, Any],
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
+        number: str | None = None,
     ) -> dict[str, Any]:
         """Ask the worker for something and wait for its answer.
 
         Args:
             fields: the request as `backend.generate.worker` documents it: at least `op`.
             on_progress: called with every progress event.
+            number: by which `cancel` finds the request, of `new_number`.
 
         Returns:
             The worker's `done` event.
 
         Raises:
+            Cancelled: `cancel` was called for this request.
             UserError: what the worker complains about, that it has ended, or that a job has the device.
         """
-        with self._turn:
-            if self._closed.is_set():
-                raise UserError("the server is ending")
-            # Asked within the turn, which a starting job holds until it runs: no request slips in between.
-            if self._busy():
-                raise UserError("a run is using the GPU; wait until it has ended, or stop it in its tab")
-            self._cancel_timer()
-            self._taken.clear()
+        number = number or new_number()
+        with self._writing:
+            self._open.add(number)
+        try:
+            self._await_turn(number)
             try:
-                return self._exchange(fields, on_progress)
+                return self._take_turn(fields, on_progress, number)
             finally:
-                self._start_timer()
+                self._turn.release()
+        finally:
+            with self._writing:
+                self._open.discard(number)
+                self._unwanted.discard(number)
+
+    def _await_turn(self, number: str) -> None:
+        while not self._turn.acquire(timeout=TURN_SECONDS):
+            if number in self._unwanted:
+                raise Cancelled("cancelled")
+
+    def _take_turn(
+        self, fields: dict[str, Any], on_progress: Callable[[dict[str, Any]], None] | None, number: str
+    ) -> dict[str, Any]:
+        if self._closed.is_set():
+            raise UserError("the server is ending")
+        # Asked within the turn, which a starting job holds until it runs: no request slips in between.
+        if self._busy():
+            raise UserError("a run is using the GPU; wait until it has ended, or stop it in its tab")
+        self._cancel_timer()
+        self._taken.clear()
+        try:
+            return self._exchange(fields, on_progress, number)
+        finally:
+            self._start_timer()
+
+    def cancel(self, number: str | None = None) -> bool:
+        """End a request within a step of its drawing; the worker keeps its model, and `request` raises `Cancelled`.
+
+        A request that still waits for its turn ends at once. While a model is being loaded, it ends when that is done.
+
+        Args:
+            number: of the request; left out, all that are being answered or wait.
+
+        Returns:
+            Whether there was such a request.
+        """
+        with self._writing:
+            found = set(self._open) if number is None else self._open & {number}
+            process = self._process
+            for each in found:
+                self._unwanted.add(each)
+                # One that still waits is unknown to the worker, which passes it over.
+                if process is not None:
+                    self._send(process, {"op": "cancel", "id": each})
+        return bool(found)
+
+    @staticmethod
+    def _send(process: "subprocess.Popen[str]", message: dict[str, Any]) -> bool:
+        """Write a message to the worker; whether it has arrived."""
+        try:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(message, default=str) + "\n")
+            process.stdin.flush()
+        except (OSError, ValueError):  # its end is broken, or ours is closed
+            return False
+        return True
 
     @contextmanager
     def released(self) -> Iterator[None]:
@@ -126,15 +201,16 @@ class GenerateWorker:
             process.kill()
             process.wait()
 
-    def _exchange(self, fields: dict[str, Any], on_progress: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
+    def _exchange(
+        self, fields: dict[str, Any], on_progress: Callable[[dict[str, Any]], None] | None, number: str
+    ) -> dict[str, Any]:
         process = self._ensure()
-        number = uuid.uuid4().hex
-        try:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps({**fields, "id": number}, default=str) + "\n")
-            process.stdin.flush()
-        except OSError as error:
-            raise self._ended(process) from error
+        with self._writing:
+            if number in self._unwanted:
+                raise Cancelled("cancelled")
+            sent = self._send(process, {**fields, "id": number})
+        if not sent:
+            raise self._ended(process)
         assert process.stdout is not None
         for line in process.stdout:
             answer = _parse(line)
@@ -143,6 +219,8 @@ class GenerateWorker:
             event = answer.get("event")
             if event == "done":
                 return answer
+            if event == "cancelled":
+                raise Cancelled("cancelled")
             if event == "error":
                 raise UserError(str(answer.get("message", "the worker failed")), answer.get("field"))
             if event == "progress" and on_progress is not None:

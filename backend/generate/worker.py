@@ -10,6 +10,10 @@ One JSON object a line, requests on stdin and answers on stdout:
         -> {"id": 1, "event": "progress", "step": 3, "total": 20} ...
         -> {"id": 1, "event": "done", "images": ["..."], "seeds": [1], "seconds": 2.5}
          | {"id": 1, "event": "error", "message": "...", "field": "..."}
+         | {"id": 1, "event": "cancelled", "images": [], "seeds": []}
+    {"op": "cancel", "id": 1}   ends the request of that id within a step; the model stays loaded, and the request is
+                                answered with `cancelled` and the pictures that it has already written. An id that is
+                                not being answered and does not wait is passed over, without an answer
     {"id": 2, "op": "unload"}   gives the device's memory back
     {"id": 3, "op": "quit"}     ends the process, as the end of stdin does
 
@@ -21,9 +25,11 @@ import errno
 import gc
 import json
 import os
+import queue
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -62,6 +68,61 @@ class Loaded:
     generator: GenerationModel
 
 
+class Cancelled(Exception):
+    """The request that is being answered is no longer wanted."""
+
+
+class Inbox:
+    """Requests in the order of their lines, read by a thread of its own, so that a cancel is heard during a drawing.
+
+    Args:
+        lines: one JSON object each.
+    """
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._lock = threading.Lock()
+        self._open: list[object] = []  # ids of the requests that wait or are being answered
+        self._unwanted: list[object] = []
+        threading.Thread(target=self._read, args=(lines,), daemon=True).start()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The requests, until `quit` or the end of the lines; a line that holds none comes as an empty one."""
+        while (request := self._requests.get()) is not None:
+            yield request
+            with self._lock:
+                identity = request.get("id")
+                self._open.remove(identity)
+                if identity not in self._open and identity in self._unwanted:
+                    self._unwanted.remove(identity)
+
+    def cancelled(self, identity: object) -> bool:
+        """Whether the request of an id is no longer wanted."""
+        with self._lock:
+            return identity in self._unwanted
+
+    def _read(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                found = None
+            request = found if isinstance(found, dict) else {}
+            with self._lock:
+                if request.get("op") == "cancel":
+                    identity = request.get("id")
+                    if identity in self._open and identity not in self._unwanted:
+                        self._unwanted.append(identity)
+                    continue
+                self._open.append(request.get("id"))
+            self._requests.put(request)
+            if request.get("op") == "quit":
+                break
+        self._requests.put(None)
+
+
 class Worker:
     """Answers requests one after the other.
 
@@ -73,35 +134,31 @@ class Worker:
         self.answers = answers
         self.device = choose_device(None)
         self.loaded: Loaded | None = None
+        self._inbox = Inbox(())
 
     def serve(self, lines: Iterable[str]) -> None:
         """Answer until `quit` or the end of the lines."""
-        for line in lines:
-            if not line.strip():
-                continue
-            try:
-                request = json.loads(line)
-            except ValueError:
-                request = None
-            if not isinstance(request, dict):
+        self._inbox = Inbox(lines)
+        for request in self._inbox:
+            if not request:
                 self.tell(None, "error", message="a request is one JSON object a line", field=None)
-                continue
-            if request.get("op") == "quit":
+            elif request.get("op") == "quit":
                 self.tell(request.get("id"), "done")
-                return
-            self.answer(request)
+            else:
+                self.answer(request)
 
     def answer(self, request: Mapping[str, Any]) -> None:
         """Answer one request; what the user can mend is an error event, and the worker goes on."""
         identity = request.get("id")
         try:
             if request.get("op") == "generate":
-                self.tell(identity, "done", **self.generate(request))
+                self.draw(request)
             elif request.get("op") == "unload":
                 self.unload()
                 self.tell(identity, "done")
             else:
-                raise UserError(f"{request.get('op')!r} is unknown; there are generate, unload and quit", field="op")
+                known = "generate, cancel, unload and quit"
+                raise UserError(f"{request.get('op')!r} is unknown; there are {known}", field="op")
         except UserError as error:
             self.tell(identity, "error", message=error.message, field=error.field)
         except (torch.OutOfMemoryError, MemoryError):
@@ -115,24 +172,52 @@ class Worker:
                 message = f"cannot be read or written: {error.strerror or error}"
             self.tell(identity, "error", message=message, field=error.filename and str(error.filename))
 
-    def generate(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Draw the pictures of a request; returns their paths and seeds and the seconds it took."""
+    def draw(self, request: Mapping[str, Any]) -> None:
+        """Draw the pictures of a request, and tell their paths and seeds and the seconds it took."""
         began = time.monotonic()
+        images: list[str] = []
+        seeds: list[int] = []
+        try:
+            for path, seed in self.generate(request):
+                images.append(str(path))
+                seeds.append(seed)
+        except Cancelled:
+            self.tell(request.get("id"), "cancelled", images=images, seeds=seeds)
+            return
+        seconds = round(time.monotonic() - began, 3)
+        self.tell(request.get("id"), "done", images=images, seeds=seeds, seconds=seconds)
+
+    def generate(self, request: Mapping[str, Any]) -> Iterator[tuple[Path, int]]:
+        """Draw the pictures of a request and write them; gives each one's path and seed.
+
+        Raises:
+            Cancelled: the request is no longer wanted; what was not yet written is given up.
+        """
         wish = read_request(request)
         loras = [(Path(lora["path"]), float(lora["multiplier"])) for lora in request.get("loras", ())]
+        self.check_wanted(request)
         generator = self.load(request)
+        self.check_wanted(request)
         generator.set_loras(loras)
-        images, seeds = [], []
 
         def report(done: int, total: int) -> None:
+            self.check_wanted(request)
             self.tell(request.get("id"), "progress", step=done, total=total)
 
         for single, picture in generator.pictures(wish, request.get("batch_size", BATCH_SIZE), report):
+            self.check_wanted(request)
             path = free_path(Path(request["out_dir"]), f"{time.strftime('%Y%m%d%H%M%S')}_{single.seed}")
             save_png(picture, path, describe(single, Path(request["model"]).stem, generator.loras))
-            images.append(str(path))
-            seeds.append(single.seed)
-        return {"images": images, "seeds": seeds, "seconds": round(time.monotonic() - began, 3)}
+            yield path, single.seed
+
+    def check_wanted(self, request: Mapping[str, Any]) -> None:
+        """See that nobody has cancelled the request.
+
+        Raises:
+            Cancelled: somebody has.
+        """
+        if self._inbox.cancelled(request.get("id")):
+            raise Cancelled
 
     def load(self, request: Mapping[str, Any]) -> GenerationModel:
         """The request's model: the one in memory if it is that, else loaded in its place."""
@@ -160,7 +245,7 @@ class Worker:
 
     def tell(self, identity: object, event: str, **fields: object) -> None:
         """Write one answer."""
-        self.answers.write(json.dumps({"id": identity, "event": event, **fields}, ensure_ascii=False) + "\n")
+        self.answers.write(json.dumps({"id": identity, "event": event, **fields}) + "\n")
         self.answers.flush()
 
 
@@ -219,5 +304,6 @@ def main() -> None:
     """Serve stdin. The protocol keeps the real stdout; what anyone else prints there goes to stderr."""
     protocol = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    with protocol:
-        Worker(protocol).serve(sys.stdin)
+    # Unbuffered: at the end of the process the lock of a buffer that a thread waits in could not be had.
+    with protocol, open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as requests:
+        Worker(protocol).serve(line.decode("utf-8", "replace") for line in iter(requests.readline, b""))

@@ -132,6 +132,39 @@ def test_the_worker_answers_draws_and_survives_mistakes(model_folder, tmp_path, 
     assert 11 not in ends
 
 
+def test_the_worker_ends_a_drawing_within_a_step_and_stays_hot(model_folder, tmp_path) -> None:
+    base = {"op": "generate", "model": str(model_folder), "prompt": "a disc", "out_dir": str(tmp_path), "seed": 4}
+    with subprocess.Popen(
+        [sys.executable, "-m", "backend.generate"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def send(**request: object) -> None:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+
+        def heard(identity: int, *events: str) -> dict:
+            return next(a for a in map(json.loads, process.stdout) if a["id"] == identity and a["event"] in events)
+
+        send(**base, id=1, steps=900, count=2, batch_size=1)
+        send(**base, id=2, steps=900)
+        send(**base, id=3, steps=1)
+        at = heard(1, "progress")["step"]
+        send(op="cancel", id=2)  # which waits
+        send(op="cancel", id=1)
+        send(op="cancel", id=1)
+        end = heard(1, "cancelled", "done")
+        assert end == {"id": 1, "event": "cancelled", "images": [], "seeds": []} and at < 900
+        assert heard(2, "cancelled", "done", "phase", "progress")["event"] == "cancelled"
+        # Loaded once; a cancelled id can be used again.
+        assert heard(3, "phase", "done")["event"] == "done"
+        send(op="cancel", id=9)
+        send(**base, id=1, steps=1)
+        assert heard(1, "phase", "done", "cancelled")["event"] == "done"
+        send(op="quit", id=5)
+        assert heard(5, "done")
+    assert process.returncode == 0 and len(list(tmp_path.iterdir())) == 2
+
+
 def test_what_libraries_print_does_not_reach_the_protocol(tmp_path) -> None:
     program = (
         "import os, sys, backend.generate.worker as worker\n"

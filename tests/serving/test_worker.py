@@ -9,7 +9,7 @@ import time
 import pytest
 
 from backend.errors import UserError
-from backend.worker import GenerateWorker, worker_argv
+from backend.worker import Cancelled, GenerateWorker, new_number, worker_argv
 from backend.workspace import Workspace
 
 WORKER = """
@@ -30,6 +30,15 @@ for line in sys.stdin:
         say("progress", step=0, total=1)
         time.sleep(request["seconds"])
         say("done", pid=os.getpid())
+    elif op == "draw":
+        say("progress", step=0, total=1)
+        while True:
+            heard = json.loads(sys.stdin.readline())
+            if heard["op"] == "cancel" and heard["id"] == request["id"]:
+                break
+        say("cancelled", images=[])
+    elif op == "cancel":
+        pass
     elif op == "environment":
         say("done", environment=dict(os.environ))
     else:
@@ -190,6 +199,64 @@ def test_closing_waits_for_nobody(make):
     assert time.monotonic() - began < 5 and len(errors) == 1
     with pytest.raises(UserError, match="ending"):
         worker.request({"op": "generate"})
+
+
+class Asker(threading.Thread):
+    """Asks a worker for something; `error` is what came of it."""
+
+    def __init__(self, worker, fields, number=None):
+        super().__init__()
+        self.worker, self.fields, self.number = worker, fields, number
+        self.begun, self.error, self.answer = threading.Event(), None, None
+        self.start()
+
+    def run(self):
+        try:
+            self.answer = self.worker.request(self.fields, lambda _: self.begun.set(), self.number)
+        except UserError as error:
+            self.error = error
+
+
+def test_a_drawing_is_cancelled_and_the_worker_stays_hot(make):
+    worker = make()
+    pid = worker.request({"op": "generate"})["pid"]
+    assert not worker.cancel() and not worker.cancel(new_number())
+    number = new_number()
+    asker = Asker(worker, {"op": "draw"}, number)
+    assert asker.begun.wait(10)
+    assert not worker.cancel(new_number()) and asker.is_alive()
+    assert worker.cancel(number)
+    asker.join(10)
+    assert isinstance(asker.error, Cancelled)
+    assert not worker.cancel(number)
+    assert worker.request({"op": "generate"}, number=number)["pid"] == pid
+
+
+def test_a_request_that_waits_is_cancelled_at_once_and_the_others_are_not(make):
+    worker = make()
+    first, second, third = new_number(), new_number(), new_number()
+    drawing = Asker(worker, {"op": "draw"}, first)
+    assert drawing.begun.wait(10)
+    waiting, patient = Asker(worker, {"op": "generate"}, second), Asker(worker, {"op": "generate"}, third)
+    until(lambda: worker.cancel(second))
+    waiting.join(10)
+    assert isinstance(waiting.error, Cancelled) and drawing.is_alive() and patient.is_alive()
+    worker.cancel(first)
+    patient.join(10)
+    assert patient.error is None and patient.answer["pid"]
+
+
+def test_cancelling_without_a_number_ends_all_and_a_dead_worker_does_not_hinder_it(make):
+    worker = make()
+    askers = [Asker(worker, {"op": "draw"}), Asker(worker, {"op": "draw"})]
+    until(lambda: any(asker.begun.is_set() for asker in askers) and len(worker._open) == 2)
+    assert worker.cancel()
+    for asker in askers:
+        asker.join(10)
+    assert all(isinstance(asker.error, Cancelled) for asker in askers)
+    with pytest.raises(UserError, match="exit code 3"):
+        worker.request({"op": "die"})
+    assert not worker.cancel() and worker.request({"op": "generate"})["pid"]
 
 
 def test_requests_of_several_browsers_take_turns(make):
