@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from backend.families.emphasis import Weighted, emphasise, parse_weights
 from backend.families.model import Conditioning, Model
-from backend.families.tokenizer import MAX_TOKENS
+from backend.families.tokenizer import MAX_TOKENS, text_tokens
 
 CHUNK = MAX_TOKENS - 2  # each chunk has a start and an end of its own
 
@@ -28,7 +28,7 @@ def encode_texts(model: Model, texts: Sequence[str]) -> Conditioning:
 def caption_tokens(tokenizer: Any, captions: Sequence[str | Weighted], length: int) -> list[list[int]]:
     """Each caption's tokens without start and end, at most `length`; pieces of different weight are read one by one."""
     if not any(isinstance(caption, Weighted) for caption in captions):
-        return tokenizer(list(captions), add_special_tokens=False, truncation=True, max_length=length).input_ids
+        return text_tokens(tokenizer, list(captions), length)
     return [[token for token, _ in _weighed(tokenizer, caption)][:length] for caption in captions]
 
 
@@ -43,7 +43,7 @@ def _weighed(tokenizer: Any, caption: Weighted) -> list[tuple[int, float]]:
     return [
         (token, weight)
         for text, weight in caption.pieces
-        for token in tokenizer(text, add_special_tokens=False).input_ids
+        for token in text_tokens(tokenizer, [text])[0]
     ]
 
 
