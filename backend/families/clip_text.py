@@ -29,16 +29,16 @@ def caption_tokens(tokenizer: Any, captions: Sequence[str | Weighted], length: i
     """Each caption's tokens without start and end, at most `length`; pieces of different weight are read one by one."""
     if not any(isinstance(caption, Weighted) for caption in captions):
         return text_tokens(tokenizer, list(captions), length)
-    return [[token for token, _ in _weighed(tokenizer, caption)][:length] for caption in captions]
+    return [[token for token, _ in weighed(tokenizer, caption)][:length] for caption in captions]
 
 
 def token_weights(tokenizer: Any, captions: Sequence[Weighted], length: int) -> Tensor:
     """The weight of every state of `joined`, [B, length + 2]: 1 for start, end and padding."""
-    rows = [[weight for _, weight in _weighed(tokenizer, caption)][:length] for caption in captions]
+    rows = [[weight for _, weight in weighed(tokenizer, caption)][:length] for caption in captions]
     return torch.tensor([[1.0, *row, *[1.0] * (length - len(row) + 1)] for row in rows])
 
 
-def _weighed(tokenizer: Any, caption: Weighted) -> list[tuple[int, float]]:
+def weighed(tokenizer: Any, caption: Weighted) -> list[tuple[int, float]]:
     """A caption's tokens, each with its weight."""
     return [
         (token, weight)

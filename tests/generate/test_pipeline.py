@@ -13,6 +13,7 @@ from diffusers import (
 )
 
 from backend.errors import UserError
+from backend.generate.lora_tags import Dose
 from backend.generate.pipeline import FoldedWeight, GenerationModel, decode, denoise, resolve
 from backend.generate.prompts import Request
 from backend.generate.run import with_multipliers
@@ -117,7 +118,7 @@ def test_a_slider_that_stays_costs_nothing(pipeline, lora_file, monkeypatch) -> 
     monkeypatch.setattr(FoldedWeight, "set", lambda self, layers: moved.append(layers))
     pipeline.set_loras([(first, 0.5), (second, 0.0)])
     pipeline.set_loras([(first, 0.5)])
-    assert not moved and pipeline.loras == ((first.stem, 0.5),)
+    assert not moved and pipeline.loras == (Dose(first, 0.5),)
     pipeline.set_loras([(first, 0.6)])
     assert moved
 
