@@ -101,7 +101,8 @@ class Sampling:
                 latents = denoise(model, request, [request.seed], **known)
             (picture,) = to_pictures(decode(model, latents))
             path = self.outputs.sample(moment, index, request.seed)
-            save_png(picture, path, describe(request, model.source, [Dose(Path(self.outputs.name), 1.0)]))
+            network = Dose(Path(f"{self.outputs.name}.safetensors"), 1.0)
+            save_png(picture, path, describe(request, model.source, [network]))
         except (UserError, RuntimeError, MemoryError, OSError, ArithmeticError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warn(f"sample picture {index + 1} at step {step} failed and is left out: {reason}")
