@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
@@ -132,6 +132,7 @@ VALUES = st.recursive(
 NAMES = ("added_tokens.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4))
 def test_any_json_is_read_or_one_line_that_names_its_file(tmp_path_factory, files) -> None:
     folder = tmp_path_factory.mktemp("t")
@@ -171,6 +172,7 @@ def both(tmp_path_factory):
 PIECES = st.sampled_from([token.content for token in POOL] + [" ", "a", "photo", "S", ",", "'s", "<", "\n", "7", END])
 
 
+@settings(deadline=None)
 @given(st.lists(PIECES | st.text(max_size=4), max_size=12).map("".join))
 def test_tokens_are_those_of_transformers(both, text) -> None:
     ours, theirs, added = both

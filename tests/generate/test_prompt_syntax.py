@@ -1,7 +1,7 @@
 """Prompts as people write them: slips are named with file and line, LoRAs are read out of the text."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend.errors import UserError
@@ -90,6 +90,7 @@ MARKS = st.sampled_from(["--w 64", "--n", "--d ", "–w", "--", " ", "\n", "\r",
 TEXTS = st.lists(MARKS | st.text(max_size=6), max_size=8).map("".join)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_any_text_is_prompts_or_one_line_with_file_and_line(tmp_path_factory, text) -> None:
     path = tmp_path_factory.mktemp("p") / "p.txt"
@@ -120,6 +121,7 @@ def test_tags_are_read_out_of_the_text(text, plain, tags) -> None:
     assert found == plain and [(tag.name, tag.unet, tag.text) for tag in read] == tags
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["<lora:", ":", ">", "<", "0.5", "te=", ",", " "]) | st.text(max_size=4)).map("".join))
 def test_any_text_has_its_tags_taken_or_one_of_them_named(text) -> None:
     try:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend.families.build import random_model
@@ -50,6 +50,7 @@ def test_weights_reach_over_a_break() -> None:
 WORDS = st.sampled_from(["(", ")", "[", "]", ":1.3)", ":", "\\", "BREAK", " ", "a", "1.5"]) | st.text(max_size=3)
 
 
+@settings(deadline=None)
 @given(st.lists(WORDS, max_size=14).map("".join))
 def test_any_text_has_weights_and_keeps_its_words(text) -> None:
     found = parse_weights(text)
@@ -63,6 +64,7 @@ def test_any_text_has_weights_and_keeps_its_words(text) -> None:
     assert pieces(text.replace("BREAK", "x")) == [said.replace("BREAK", "x")] or "BREAK" in said
 
 
+@settings(deadline=None)
 @given(st.integers(0, 6), st.sampled_from(["(a", "[a", "(a)", "[a]", "b"]))
 def test_brackets_within_brackets_multiply(depth, inner) -> None:
     (piece, weight), *_ = parse_weights("(" * depth + inner + ")" * depth).pieces
