@@ -24,13 +24,18 @@ class Prompt(Section):
     """Prompt."""
 
     prompt: Annotated[str | None, Option(widget="text")] = None
-    """What to draw; may end in --w --h --s (steps) --l (guidance) --d (seed) --n (negative)."""
+    """What to draw; may end in --w --h --s (steps) --l (guidance) --d (seed) --n (negative). (word:1.3), (word) and
+    [word] weigh words, BREAK begins a new chunk of 75 tokens, <lora:name:0.8> applies a LoRA of the workspace or from
+    beside the files of network_weights."""
 
     from_file: Annotated[Path | None, Option(widget="file")] = None
     """File of prompts: text with one a line, or a .toml or .json file as sd-scripts has them."""
 
     negative_prompt: Annotated[str, Option(widget="text")] = ""
     """What to steer away from, where a prompt has no --n of its own."""
+
+    max_embeddings_multiples: Annotated[int, ADVANCED] = Field(3, ge=1, le=20)
+    """Most chunks of 75 tokens that a prompt can have; its rest is cut. As many are used as the prompts need."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Prompt":
@@ -44,10 +49,10 @@ class Prompt(Section):
 class Image(Section):
     """Picture."""
 
-    W: int | None = Field(None, ge=8, multiple_of=8)
+    W: int | None = Field(None, ge=64, le=8192, multiple_of=8)
     """Width in pixels; left out, what the model was made for."""
 
-    H: int | None = Field(None, ge=8, multiple_of=8)
+    H: int | None = Field(None, ge=64, le=8192, multiple_of=8)
     """Height in pixels; left out, what the model was made for."""
 
     steps: int = Field(30, ge=1, le=1000)
@@ -65,6 +70,10 @@ class Image(Section):
     images_per_prompt: int = Field(1, ge=1)
     """Pictures for each prompt."""
 
+    n_iter: Annotated[int, ADVANCED] = Field(1, ge=1)
+    """How often all prompts are drawn; each time with seeds of its own, which go on where those of the last time end
+    (or are drawn anew, where no seed is given)."""
+
     batch_size: Annotated[int, ADVANCED] = Field(1, ge=1)
     """Pictures that are drawn at a time."""
 
@@ -81,13 +90,30 @@ class Networks(Section):
     network_mul: tuple[float, ...] = ()
     """Multiplier of each file; missing ones repeat the last, and are 1 when none is given."""
 
+    network_merge: Annotated[bool, ADVANCED] = False
+    """Merge all LoRA files into the model before drawing, at their multipliers; --am of a prompt does not reach
+    them then."""
+
+    network_merge_n_models: Annotated[int | None, ADVANCED] = Field(None, ge=1)
+    """Merge so many of the LoRA files, the first ones."""
+
     @model_validator(mode="after")
     def _one_each(self) -> "Networks":
         for name in ("network_module", "network_mul"):
             given, files = len(getattr(self, name)), len(self.network_weights)
             if given > files and not (name == "network_module" and given == 1):
                 reject(name, f"has {given} values for {files} files in network_weights")
+        if self.network_merge and not self.network_weights:
+            reject("network_merge", "has nothing to merge; name the files in network_weights")
+        if (self.network_merge_n_models or 0) > len(self.network_weights):
+            message = f"is {self.network_merge_n_models}, but network_weights has {len(self.network_weights)} files"
+            reject("network_merge_n_models", message)
         return self
+
+    @property
+    def merged(self) -> int:
+        """How many of the files are merged into the model, the first ones."""
+        return len(self.network_weights) if self.network_merge else self.network_merge_n_models or 0
 
     def loras(self) -> tuple[tuple[Path, float], ...]:
         """Each LoRA file with its multiplier."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from backend.errors import UserError
 from backend.families import folder as folders
 from backend.families import hub
+from backend.families.added_tokens import OWN_TOKENS, from_metadata, to_metadata
 from backend.families.hashes import model_hashes
-from backend.families.model import Checkpoint, Conditioning, Family, Model, Part
+from backend.families.model import Checkpoint, Conditioning, Family, Model, Part, tokenizer_names
 from backend.families.options import LoadOptions, settle
 from backend.families.original import few, part_words
 from backend.families.recognize import family_in
@@ -20,6 +21,7 @@ from backend.families.scaled import read_weights
 from backend.families.sd import SD1, SD2
 from backend.families.sdxl import SDXL
 from backend.families.storage import write_tensors
+from backend.families.tokenizer import EOS, added_to, clip_tokenizer
 from backend.families.vae import read_vae
 from backend.tables import layout
 
@@ -55,6 +57,7 @@ _NO_MODULE = (
     ArithmeticError,
     AssertionError,
 )
+LEGACY_EOS = 2
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, SDXL)}
 
@@ -86,6 +89,8 @@ def read_checkpoint(
         tensors, metadata = read_weights(path)
         family = family_in({name: tuple(tensor.shape) for name, tensor in tensors.items()}, str(path))
         checkpoint = FAMILIES[family].read_original(tensors, metadata, str(path), own_vae=vae is None)
+        told = from_metadata(metadata, str(path))
+        checkpoint.added_tokens, checkpoint.notes = folders.known_tokens(told, checkpoint.parts, str(path))
     checkpoint.source = str(source)
     if vae is not None:
         own = checkpoint.parts.get("vae") or Part(FAMILIES[checkpoint.family].config()["vae"], {})
@@ -152,7 +157,18 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype |
                 setattr(child, name, torch.arange(buffer.shape[-1])[None])
             elif buffer.is_meta:
                 raise RuntimeError(f"the buffer {path}.{name} has no value")
+    _pool_at_the_end(module)
     return module.requires_grad_(False).eval()
+
+
+def _pool_at_the_end(module: nn.Module) -> None:
+    """Have a text encoder's pooled state taken at the end of the text, where that is not its highest token any more.
+
+    Configurations from before added words say 2 for the number of the end; transformers then takes the highest one.
+    """
+    encoder = getattr(module, "text_model", module)
+    if getattr(encoder, "eos_token_id", None) == LEGACY_EOS and module.config.vocab_size > OWN_TOKENS:
+        encoder.eos_token_id = EOS
 
 
 def assemble(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) -> Model:
@@ -167,7 +183,10 @@ def assemble(checkpoint: Checkpoint, dtype: torch.dtype | None = torch.float32) 
         tensors = checkpoint.parts.pop(name).tensors
         _fill(module, tensors, dtype)
     encoders = [module for name, module in modules.items() if name.startswith("text_encoder")]
-    tokenizers = family.tokenizers()
+    tokenizers = [
+        clip_tokenizer(own.pad_token, checkpoint.added_tokens[name]) if name in checkpoint.added_tokens else own
+        for name, own in zip(tokenizer_names(family), family.tokenizers(), strict=True)
+    ]
     return Model(family, modules["unet"], encoders, tokenizers, modules["vae"], checkpoint.scheduler, checkpoint.source)
 
 
@@ -192,7 +211,8 @@ def load_model(
     checkpoint = read_checkpoint(source, revision, options.vae)
     notes = settle(checkpoint, FAMILIES[checkpoint.family], options)
     model = assemble(checkpoint, dtype)
-    model.clip_skip, model.max_token_length, model.notes = options.clip_skip, options.max_token_length, notes
+    model.clip_skip, model.max_token_length = options.clip_skip, options.max_token_length
+    model.notes = (*checkpoint.notes, *notes)
     return model
 
 
@@ -208,7 +228,9 @@ def checkpoint_of(model: Model) -> Checkpoint:
         tensors = {layout.clip_to_diffusers(key): value for key, value in module.state_dict().items()}
         head = {"_class_name": kind} if library == "diffusers" else {"architectures": [kind]}
         parts[name] = Part(_config(module) | head, tensors)
-    return Checkpoint(model.family.name, parts, dict(model.scheduler), model.source)
+    added = {name: added_to(own) for name, own in zip(tokenizer_names(model.family), model.tokenizers, strict=True)}
+    added = {name: tokens for name, tokens in added.items() if tokens}
+    return Checkpoint(model.family.name, parts, dict(model.scheduler), model.source, added_tokens=added)
 
 
 def write_folder(
@@ -235,7 +257,7 @@ def write_single_file(checkpoint: Checkpoint, path: str | Path, dtype: torch.dty
         UserError: the checkpoint has a setting that the layout cannot hold, or the name ends in something else.
     """
     tensors, metadata = FAMILIES[checkpoint.family].write_original(checkpoint)
-    write_tensors(Path(path), tensors, dtype, metadata)
+    write_tensors(Path(path), tensors, dtype, metadata | to_metadata(checkpoint.added_tokens))
 
 
 def save_single_file(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> None:

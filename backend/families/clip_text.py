@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from backend.families.emphasis import Weighted, emphasise, parse_weights
 from backend.families.model import Conditioning, Model
-from backend.families.tokenizer import MAX_TOKENS
+from backend.families.tokenizer import MAX_TOKENS, text_tokens
 
 CHUNK = MAX_TOKENS - 2  # each chunk has a start and an end of its own
 
@@ -28,22 +28,22 @@ def encode_texts(model: Model, texts: Sequence[str]) -> Conditioning:
 def caption_tokens(tokenizer: Any, captions: Sequence[str | Weighted], length: int) -> list[list[int]]:
     """Each caption's tokens without start and end, at most `length`; pieces of different weight are read one by one."""
     if not any(isinstance(caption, Weighted) for caption in captions):
-        return tokenizer(list(captions), add_special_tokens=False, truncation=True, max_length=length).input_ids
-    return [[token for token, _ in _weighed(tokenizer, caption)][:length] for caption in captions]
+        return text_tokens(tokenizer, list(captions), length)
+    return [[token for token, _ in weighed(tokenizer, caption)][:length] for caption in captions]
 
 
 def token_weights(tokenizer: Any, captions: Sequence[Weighted], length: int) -> Tensor:
     """The weight of every state of `joined`, [B, length + 2]: 1 for start, end and padding."""
-    rows = [[weight for _, weight in _weighed(tokenizer, caption)][:length] for caption in captions]
+    rows = [[weight for _, weight in weighed(tokenizer, caption)][:length] for caption in captions]
     return torch.tensor([[1.0, *row, *[1.0] * (length - len(row) + 1)] for row in rows])
 
 
-def _weighed(tokenizer: Any, caption: Weighted) -> list[tuple[int, float]]:
+def weighed(tokenizer: Any, caption: Weighted) -> list[tuple[int, float]]:
     """A caption's tokens, each with its weight."""
     return [
         (token, weight)
         for text, weight in caption.pieces
-        for token in tokenizer(text, add_special_tokens=False).input_ids
+        for token in text_tokens(tokenizer, [text])[0]
     ]
 
 

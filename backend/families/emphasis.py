@@ -51,6 +51,22 @@ def parse_weights(text: str) -> Weighted:
     return Weighted(tuple(_joined(found)))
 
 
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+
+
+def parse_prompt(text: str) -> tuple[Weighted, ...]:
+    """A prompt's weights, in the parts that the word BREAK divides it into: each begins a chunk of 75 tokens, as in
+    the WebUI. A BREAK at the very end begins none."""
+    parts: list[list[tuple[str, float]]] = [[]]
+    for piece, weight in parse_weights(text).pieces:
+        first, *rest = _BREAK.split(piece)
+        parts[-1] += [(first, weight)] if first else []
+        parts += [[(each, weight)] if each else [] for each in rest]
+    if len(parts) > 1 and not parts[-1]:
+        parts.pop()
+    return tuple(Weighted(tuple(part)) for part in parts)
+
+
 def _joined(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     """Neighbours of one weight as one piece."""
     found: list[tuple[str, float]] = []

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from backend.errors import UserError
 from backend.families import prediction
-from backend.families.model import Checkpoint, Family, Part
+from backend.families.added_tokens import AddedTokens, read_added_tokens, write_added_tokens
+from backend.families.model import Checkpoint, Family, Part, tokenizer_names
 from backend.families.original import few, part_words, to_matrix
 from backend.families.recognize import supported
 from backend.families.relatives import checked, class_words, folder_words, read_object, relative_words
@@ -172,7 +173,29 @@ def read_folder(folder: Path, families: Mapping[str, Family], own_vae: bool = Tr
     if scheduler["prediction_type"] not in (prediction.EPSILON, prediction.V):
         message = f"prediction_type = {scheduler['prediction_type'][:60]}; only epsilon and v_prediction are supported"
         raise UserError(message, field=str(file))
-    return Checkpoint(family.name, parts, scheduler, str(folder), prediction_stated="prediction_type" in own)
+    found = {name: read_added_tokens(folder / name, clip_vocabulary()) for name in tokenizer_names(family)}
+    added, notes = known_tokens(found, parts, str(folder))
+    stated = "prediction_type" in own
+    return Checkpoint(family.name, parts, scheduler, str(folder), stated, added, notes)
+
+
+def known_tokens(
+    found: Mapping[str, AddedTokens], parts: Mapping[str, Part], source: str
+) -> tuple[dict[str, AddedTokens], tuple[str, ...]]:
+    """Of added words by tokenizer, those that the text encoder has vectors for; and lines about the others."""
+    added: dict[str, AddedTokens] = {}
+    notes = []
+    for name, tokens in found.items():
+        part = parts.get(name.replace("tokenizer", "text_encoder"))
+        table = part and part.tensors.get("embeddings.token_embedding.weight")
+        rows = 0 if table is None else len(table)
+        known = {number: token for number, token in tokens.items() if number < rows}
+        if known:
+            added[name] = known
+        if len(known) < len(tokens):
+            strange = few("added tokens", [token.content for number, token in tokens.items() if number >= rows])
+            notes.append(f"{source}, {name}: {strange}: the text encoder has no vectors for them; they are plain text")
+    return added, tuple(notes)
 
 
 def _vae_config(folder: Path, usual: Mapping[str, Any]) -> dict[str, Part]:
@@ -217,13 +240,16 @@ def _write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_tokenizer(folder: Path, pad_token: str) -> None:
+def _write_tokenizer(folder: Path, pad_token: str, added: AddedTokens) -> None:
     _write_json(folder / "vocab.json", clip_vocabulary())
     with replacing(folder / "merges.txt") as temporary:
         shutil.copyfile(MERGES, temporary)
     tokens = {"bos_token": START, "eos_token": END, "pad_token": pad_token, "unk_token": END}
     _write_json(folder / "special_tokens_map.json", tokens)
     extra = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, "errors": "replace"}
+    if added:
+        extra |= {"added_tokens_decoder": write_added_tokens(added)}
+        _write_json(folder / "added_tokens.json", {token.content: number for number, token in added.items()})
     _write_json(folder / "tokenizer_config.json", tokens | extra | {"add_prefix_space": False})
 
 
@@ -251,10 +277,13 @@ def _write_parts(
         write_tensors(folder / name / weight_names(name)[0], tensors, dtype, {"format": "pt"})
         _write_json(folder / name / "config.json", part.config)
     _write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
-    encoders = [name for name in family.parts if name.startswith("text_encoder")]
-    tokenizers = dict(zip([name.replace("text_encoder", "tokenizer") for name in encoders], family.tokenizers()))
-    for name, own in tokenizers.items() if tokenizer else ():
-        _write_tokenizer(folder / name, own.pad_token)
+    tokenizers = dict(zip(tokenizer_names(family), family.tokenizers(), strict=True))
+    for name, own in tokenizers.items():
+        added = checkpoint.added_tokens.get(name, {})
+        if tokenizer:
+            _write_tokenizer(folder / name, own.pad_token, added)
+        elif added:
+            _write_json(folder / name / "tokenizer_config.json", {"added_tokens_decoder": write_added_tokens(added)})
     index = {
         "_class_name": family.pipeline,
         "feature_extractor": [None, None],

@@ -173,7 +173,10 @@ def config_files(names: Sequence[str], repo: str) -> list[str]:
         single = [name for name in names if "/" not in name and name.endswith((".safetensors", ".ckpt"))]
         hint = f"; name a file of it, such as {repo}/{single[0]}" if single else ""
         raise UserError(f"the hub's model has no Diffusers layout (no unet/config.json){hint}", field=repo)
-    wanted = re.compile(r"model_index\.json|scheduler/scheduler_config\.json|(unet|vae|text_encoder\w*)/config\.json")
+    wanted = re.compile(
+        r"model_index\.json|scheduler/scheduler_config\.json|(unet|vae|text_encoder\w*)/config\.json"
+        r"|tokenizer(_2)?/(added_tokens|special_tokens_map|tokenizer|tokenizer_config)\.json"
+    )
     return [name for name in names if wanted.fullmatch(name)]
 
 

@@ -7,6 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from backend.families.added_tokens import AddedTokens
+
 # Height and width of the original picture, top and left of its crop, height and width in training; in pixels.
 Sizes = tuple[int, int, int, int, int, int]
 
@@ -67,6 +69,8 @@ class Checkpoint:
 
     Args:
         prediction_stated: the source itself says what the model predicts; else the scheduler's entry is a guess.
+        added_tokens: words beyond CLIP's vocabulary, by the name of their tokenizer's folder.
+        notes: lines for the user to read, about what is not as the source says.
     """
 
     family: str
@@ -74,6 +78,8 @@ class Checkpoint:
     scheduler: dict[str, Any]
     source: str
     prediction_stated: bool = True
+    added_tokens: dict[str, AddedTokens] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -209,3 +215,8 @@ class Family:
     def architecture(self, predicts_v: bool) -> str:
         """Value of `modelspec.architecture` of a checkpoint."""
         return self.architectures[predicts_v]
+
+
+def tokenizer_names(family: Family) -> list[str]:
+    """The names of the tokenizers' folders, in the order of the text encoders."""
+    return [name.replace("text_encoder", "tokenizer") for name in family.parts if name.startswith("text_encoder")]

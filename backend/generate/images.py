@@ -11,6 +11,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from backend.errors import UserError
+from backend.generate.lora_tags import Dose
 from backend.generate.prompts import Request
 
 PAIR = re.compile(r'\s*(\w[\w ]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
@@ -22,7 +23,7 @@ def to_pictures(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in bytes_]
 
 
-def describe(request: Request, model: str, loras: Sequence[tuple[str, float]] = ()) -> str:
+def describe(request: Request, model: str, loras: Sequence[Dose] = ()) -> str:
     """The `parameters` text: prompt, negative prompt, then one line of settings, as the web UIs around us write it."""
     settings = {
         "Steps": request.steps,
@@ -33,7 +34,7 @@ def describe(request: Request, model: str, loras: Sequence[tuple[str, float]] = 
         "Model": _quoted(model),
     }
     if loras:
-        settings["LoRA"] = _quoted("; ".join(f"{name} x {multiplier:g}" for name, multiplier in loras))
+        settings["LoRA"] = _quoted("; ".join(map(str, loras)))
     lines = [request.prompt]
     if request.negative:
         lines.append(f"Negative prompt: {request.negative}")

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from backend.errors import UserError
 from backend.families.base import LoadOptions, load_model
-from backend.families.clip_text import encode_texts
 from backend.families.model import Conditioning, Model
+from backend.families.prompt_text import encode_prompts
 from backend.generate.convolution import as_matrix_products
 from backend.generate.images import numbered, to_pictures
+from backend.generate.lora_tags import Dose
 from backend.generate.prompts import Request
 from backend.generate.samplers import make_solver
 from backend.lora.file import LoraFile, read_lora
@@ -27,6 +28,7 @@ from backend.lora.fit import check_fit
 from backend.lora.layer import Layer
 from backend.networks.modules import FoundModule, find_modules, shapes_of
 
+TEXT_PREFIX = "lora_te"  # of the keys of text encoders
 OnStep = Callable[[int, int], None]
 Encode = Callable[[Sequence[str]], Conditioning]
 
@@ -58,14 +60,15 @@ def start_noise(request: Request, model: Model, generators: Sequence[torch.Gener
     return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
 
 
-def encode_prompts(
-    model: Model, request: Request, prompts: Sequence[str], encode: Encode | None = None
-) -> Conditioning:
+def texts_of(request: Request, prompts: Sequence[str]) -> list[str]:
+    """What is encoded for pictures of these prompts; with guidance, as many negative prompts come first."""
+    return [request.negative] * len(prompts) * (request.scale != 1) + list(prompts)
+
+
+def condition(model: Model, request: Request, prompts: Sequence[str], encode: Encode | None = None) -> Conditioning:
     """Conditioning of one whole picture for each prompt; with guidance, as many unconditional ones come first."""
-    texts = list(prompts)
-    if request.scale != 1:
-        texts = [request.negative] * len(texts) + texts
-    conditioning = encode(texts) if encode else encode_texts(model, texts)
+    texts = texts_of(request, prompts)
+    conditioning = encode(texts) if encode else encode_prompts(model, texts, request.chunks)
     size = (request.height, request.width)
     return model.family.with_sizes(conditioning, [(*size, 0, 0, *size)] * len(texts))
 
@@ -93,7 +96,7 @@ def denoise(
     """
     parameter = next(model.unet.parameters())
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    conditioning = encode_prompts(model, request, prompts or [request.prompt] * len(seeds), encode)
+    conditioning = condition(model, request, prompts or [request.prompt] * len(seeds), encode)
     solver = make_solver(request.sampler, model.scheduler)
     solver.set_timesteps(request.steps, device=parameter.device)
     takes_generator = "generator" in inspect.signature(solver.step).parameters
@@ -164,10 +167,11 @@ class GenerationModel:
         for module in (model.unet, *model.text_encoders):
             place(module, self.device, dtype).eval()
         place(model.vae, self.device, torch.float32).eval()
-        self.loras: tuple[tuple[str, float], ...] = ()
+        self.loras: tuple[Dose, ...] = ()
+        self.merged: tuple[Dose, ...] = ()
         self._touched: dict[str, FoldedWeight] = {}
         # What is in the weights now; it keeps the files alive, so that none can be taken for another.
-        self._acting: list[tuple[LoraFile, float]] = []
+        self._acting: list[tuple[LoraFile, Dose]] = []
         self._files: dict[tuple[str, int, int], LoraFile] = {}
 
     @cached_property
@@ -176,30 +180,43 @@ class GenerationModel:
         return find_modules(self.model.text_encoders, self.model.unet)
 
     @torch.no_grad()
-    def set_loras(self, loras: Sequence[tuple[Path | str, float]]) -> None:
+    def set_loras(self, loras: Sequence[Dose | tuple[Path | str, float]]) -> None:
         """Replace the LoRA files in use; files already read and weights already right are left as they are.
 
         The weights are computed from the kept originals, so that no sequence of changes drifts.
 
+        Args:
+            loras: each file with its multiplier.
+
         Raises:
             UserError: a file cannot be read or holds keys that the model has no place for.
         """
-        files = [(self._read(Path(path)), float(multiplier)) for path, multiplier in loras]
+        doses = [lora if isinstance(lora, Dose) else Dose(Path(lora[0]), float(lora[1])) for lora in loras]
+        files = [(self._read(dose.path), dose) for dose in doses]
         self._files = {key: file for key, file in self._files.items() if any(file is used for used, _ in files)}
-        self.loras = tuple((Path(path).stem, float(multiplier)) for path, multiplier in loras)
-        acting = [(file, multiplier) for file, multiplier in files if multiplier]
-        if [(id(file), multiplier) for file, multiplier in acting] == [(id(file), by) for file, by in self._acting]:
+        self.loras = tuple(doses)
+        acting = [(file, dose) for file, dose in files if dose.unet or dose.text]
+        if [(id(file), dose) for file, dose in acting] == [(id(file), dose) for file, dose in self._acting]:
             return
         self._acting = acting
         layers: dict[str, list[tuple[Layer, float]]] = {}
-        for file, multiplier in acting:
+        for file, dose in acting:
             for key, layer in file.layers.items():
-                layers.setdefault(key, []).append((layer, multiplier))
+                apart = dose.text is not None and key.startswith(TEXT_PREFIX)
+                layers.setdefault(key, []).append((layer, dose.text if apart else dose.unet))
         for key in self._touched.keys() | layers.keys():
             if key not in self._touched:
                 weight = self.modules[key].module.weight
                 self._touched[key] = FoldedWeight(weight, weight.detach().clone())
             self._touched[key].set(layers.get(key, ()))
+
+    def merge_loras(self) -> None:
+        """Keep the LoRA files in use in the weights for good: what is set afterwards comes on top of them.
+
+        Their originals are given up, and with them the memory that these take.
+        """
+        self.merged = (*self.merged, *self.loras)
+        self.loras, self._acting, self._touched = (), [], {}
 
     def _read(self, path: Path) -> LoraFile:
         try:

@@ -1,19 +1,41 @@
 """What to draw: the request value, and prompts in sd-scripts' syntax, as lines, toml or JSON."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from backend.config.base import read_table
 from backend.errors import UserError
+from backend.families.prompt_text import CHUNKS
+from backend.generate.lora_tags import Tag, has_tags, take_tags
 from backend.generate.samplers import SAMPLERS
 
 OPTION = re.compile(r"\s+--(?=[A-Za-z])")
 MAX_SEED = 2**63 - 1
+# A picture's sides in pixels: a U-Net that halves three times has nothing left of smaller ones, and its VAE takes tens
+# of gigabytes for the largest.
+GRID, LEAST, MOST, MOST_PIXELS = 8, 64, 8192, 4096 * 4096
+
+
+def check_size(width: int | None, height: int | None) -> None:
+    """See that a picture can have a size in pixels; None is left to the model.
+
+    Raises:
+        UserError: names the side and the nearest one that fits.
+    """
+    for side, value in (("width", width), ("height", height)):
+        if value is None:
+            continue
+        if value < LEAST:
+            raise UserError(f"{value} is too small: a picture needs at least {LEAST} pixels a side", field=side)
+        if value > MOST:
+            shown = value if value < 10**9 else "this"
+            raise UserError(f"{shown} is too large: a picture has at most {MOST} pixels a side", field=side)
+        if value % GRID:
+            raise UserError(f"{value} is not a multiple of {GRID}; take {round(value / GRID) * GRID}", field=side)
+    if width and height and width * height > MOST_PIXELS:
+        raise UserError(f"{width}x{height} is too large: a picture has at most 4096x4096 pixels in all", field="width")
 
 
 @dataclass(frozen=True)
@@ -30,6 +52,9 @@ class Request:
         seed: seed of the first picture, the next ones count up from it; None is a random one.
         count: number of pictures.
         multipliers: LoRA multipliers for this prompt alone, in the order of the LoRA files; None keeps the run's.
+        loras: what `<lora:...>` in the prompt asks for beside these.
+        chunks: of 75 tokens of a prompt that count.
+        source: where it stands, for messages: file and line.
     """
 
     prompt: str
@@ -42,17 +67,19 @@ class Request:
     seed: int | None = None
     count: int = 1
     multipliers: tuple[float, ...] | None = None
+    loras: tuple[Tag, ...] = ()
+    chunks: int = CHUNKS
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        for field, value in (("width", self.width), ("height", self.height)):
-            if value is not None and value < 8:
-                raise UserError(f"{value} is too small: a picture needs at least 8 pixels a side", field=field)
+        check_size(self.width, self.height)
         if self.steps < 1:
             raise UserError(f"{self.steps} is too few: at least 1 step is needed", field="steps")
         if self.count < 1:
             raise UserError(f"{self.count} is too few: at least 1 picture is needed", field="count")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise UserError(f"{self.seed} is out of range: 0 to {MAX_SEED}", field="seed")
+            what = f"{self.seed} is out of range: 0 to {MAX_SEED}"
+            raise UserError(f"{what}; leave the seed out for a random one", field="seed")
         if self.sampler not in SAMPLERS:
             raise UserError(f"there is no {self.sampler!r}; choose one of {', '.join(SAMPLERS)}", field="sampler")
         most = SAMPLERS[self.sampler].most
@@ -67,20 +94,59 @@ def _sampler(text: str) -> str:
     return text.removeprefix("k_")
 
 
+_WHOLE = re.compile(r"[+-]?\d{1,20}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?inf|nan", re.ASCII | re.IGNORECASE)
+
+
+def _whole(text: str) -> int:
+    if not _WHOLE.fullmatch(text):
+        raise ValueError("a whole number such as 20")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise ValueError("a number such as 7.5")
+    return float(text)
+
+
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(_number(part.strip()) for part in text.split(","))
+    except ValueError:
+        raise ValueError("numbers with commas between them, such as 0.8,0.5") from None
 
 
 OPTIONS: dict[str, tuple[str, Callable[[str], object]]] = {
     "n": ("negative", str),
-    "w": ("width", int),
-    "h": ("height", int),
-    "d": ("seed", int),
-    "s": ("steps", int),
-    "l": ("scale", float),
+    "w": ("width", _whole),
+    "h": ("height", _whole),
+    "d": ("seed", _whole),
+    "s": ("steps", _whole),
+    "l": ("scale", _number),
     "ss": ("sampler", _sampler),
     "am": ("multipliers", _numbers),
 }
+# What people write for an option that has another name here.
+MEANT = {
+    "steps": "s",
+    "seed": "d",
+    "width": "w",
+    "height": "h",
+    "neg": "n",
+    "negative": "n",
+    "negative_prompt": "n",
+    "cfg": "l",
+    "scale": "l",
+    "sampler": "ss",
+}
+_NAMES = "|".join(sorted([*OPTIONS, *MEANT], key=len, reverse=True))
+# Marks that are meant for an option and are none: what stands there, and what to write.
+SLIPS = (
+    (re.compile(rf"(?:^|\s)((?:[\u2010-\u2015\u2212]-?|-[\u2010-\u2015\u2212])+({_NAMES}))(?=[\s=]|$)", re.I), "--{}"),
+    (re.compile(rf"(?<=\S)(?<!-)(--({_NAMES}))(?=[\s=]|$)", re.I), "a space in front, and --{}"),
+    (re.compile(rf"(?:^|\s)(--\s+({_NAMES})(?=\s+[\d.]))", re.I), "--{} without a space in it"),
+)
 
 
 # Options of sd-scripts that are for what this program does not draw with, by flag and by key.
@@ -125,22 +191,49 @@ def parse_line(line: str, defaults: Request) -> Request:
         UserError: an option is unknown or its value is not of its kind.
     """
     prompt, *options = OPTION.split(" " + line.strip())
+    place = f"prompt {_short(prompt.strip())!r}"
+    for slip, instead in SLIPS:
+        found = slip.search(line)
+        if found:
+            right = instead.format(MEANT.get(found[2].lower(), found[2].lower()))
+            raise UserError(f"{found[1]} is no option; write {right}", field=place)
     changes: dict[str, object] = {"prompt": prompt.strip()}
     for option in options:
-        name, _, text = option.partition(" ")
-        name = name.lower()
+        name, text = re.fullmatch(r"(\S+)\s*(.*)", option, re.DOTALL).groups()
+        name, text = name.lower(), text.strip()
+        if "=" in name and name.partition("=")[0] in (*OPTIONS, *MEANT):
+            name, _, glued = name.partition("=")
+            raise UserError(f"--{option.strip()}: write --{MEANT.get(name, name)} {glued}, with a space", field=place)
         if name in ELSEWHERE:
-            raise UserError(f"--{name} {ELSEWHERE[name]}; leave it out", field=f"prompt {prompt.strip()!r}")
+            raise UserError(f"--{name} {ELSEWHERE[name]}; leave it out", field=place)
         if name not in OPTIONS:
             known = ", ".join(f"--{known}" for known in OPTIONS)
-            raise UserError(f"unknown option --{name}; a prompt line takes {known}", field=f"prompt {prompt.strip()!r}")
+            meant = f"; write --{MEANT[name]}" if name in MEANT else f"; a prompt line takes {known}"
+            raise UserError(f"unknown option --{_short(name)}{meant}", field=place)
         field, kind = OPTIONS[name]
         try:
-            changes[field] = kind(text.strip())
-        except ValueError:
-            message = f"{text.strip()!r} is not a value for --{name}"
-            raise UserError(message, field=f"prompt {prompt.strip()!r}") from None
-    return replace(defaults, **changes)
+            changes[field] = kind(text)
+        except ValueError as error:
+            message = f"{_short(text)!r} is not a value for --{name}; write {error}"
+            raise UserError(message, field=place) from None
+    return with_tags(replace(defaults, **changes))
+
+
+def with_tags(request: Request) -> Request:
+    """The request with the LoRAs that its prompt names taken out of the text.
+
+    Raises:
+        UserError: a tag cannot be read, or stands in the negative prompt.
+    """
+    if has_tags(request.negative):
+        message = "a LoRA in a negative prompt is not applied; name it in the prompt, with a multiplier below 0"
+        raise UserError(message, field="negative prompt")
+    prompt, tags = take_tags(request.prompt)
+    return replace(request, prompt=prompt, loras=(*request.loras, *tags))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:60] + "..."
 
 
 def parse_table(table: Mapping[str, Any], defaults: Request, place: str) -> Request:
@@ -168,7 +261,7 @@ def parse_table(table: Mapping[str, Any], defaults: Request, place: str) -> Requ
         changes[field] = _sampler(value) if field == "sampler" else kind(value)
     if "prompt" not in changes:
         raise UserError('has no prompt; write prompt = "..."', field=place)
-    return replace(defaults, **changes)
+    return with_tags(replace(defaults, **changes))
 
 
 def _is_a(value: Any, kind: type) -> bool:
@@ -176,68 +269,3 @@ def _is_a(value: Any, kind: type) -> bool:
     if kind is tuple:
         return isinstance(value, list) and all(_is_a(item, float) for item in value)
     return isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
-
-
-def read_prompts(path: Path | str, defaults: Request) -> list[Request]:
-    """The prompts of a file.
-
-    A .toml file has a table [prompt] with what all prompts share and a table [[prompt.subset]] for each; a .json file
-    has a list of such tables or of prompt lines. Any other file has one prompt a line; empty lines and those that start
-    with `#` are left out.
-
-    Raises:
-        UserError: the file cannot be read, holds no prompt, or has a faulty line or table.
-    """
-    kind = Path(path).suffix.lower()
-    if kind == ".toml":
-        prompts = _of_toml(read_table(path, str(path)), defaults, str(path))
-    elif kind == ".json":
-        prompts = _of_json(_text(path), defaults, str(path))
-    else:
-        lines = [line for line in _text(path).splitlines() if line.strip() and not line.lstrip().startswith("#")]
-        prompts = [parse_line(line, defaults) for line in lines]
-    if not prompts:
-        raise UserError("holds no prompt; write one a line", field=str(path))
-    return prompts
-
-
-def _text(path: Path | str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read as a text file of prompts ({error})", field=str(path)) from None
-
-
-def _of_toml(tables: Mapping[str, Any], defaults: Request, source: str) -> list[Request]:
-    shared = tables.get("prompt")
-    if set(tables) != {"prompt"} or not isinstance(shared, Mapping):
-        raise UserError("must have a table [prompt] and nothing else; in it, [[prompt.subset]] for each", field=source)
-    subsets = shared.get("subset", [{}])
-    if not isinstance(subsets, list) or not all(isinstance(subset, Mapping) for subset in subsets):
-        raise UserError("subset must be written as tables [[prompt.subset]]", field=source)
-    own = {key: value for key, value in shared.items() if key != "subset"}
-    return [
-        parse_table(_without_twin(own, subset) | dict(subset), defaults, f"prompt {number} of {source}")
-        for number, subset in enumerate(subsets, start=1)
-    ]
-
-
-def _without_twin(shared: Mapping[str, Any], subset: Mapping[str, Any]) -> dict[str, Any]:
-    """The shared keys but for those of which a subset says the same under another name."""
-    said = {KEYS[key][0] for key in subset if key in KEYS}
-    return {key: value for key, value in shared.items() if key not in KEYS or KEYS[key][0] not in said}
-
-
-def _of_json(text: str, defaults: Request, source: str) -> list[Request]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"is not valid JSON ({error})", field=source) from None
-    if not isinstance(found, list) or not all(isinstance(item, str | dict) for item in found):
-        raise UserError("must be a list of prompts, each a line of text or a table", field=source)
-    return [
-        parse_line(item, defaults)
-        if isinstance(item, str)
-        else parse_table(item, defaults, f"prompt {number} of {source}")
-        for number, item in enumerate(found, start=1)
-    ]

@@ -1,6 +1,7 @@
 """`gen_img`: pictures from prompts on the command line or in a file, with LoRA files at their multipliers."""
 
 import os
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,8 +17,11 @@ from backend.families.base import LoadOptions
 from backend.generate.attention import set_attention
 from backend.generate.device import device_line
 from backend.generate.images import describe, save_png
+from backend.generate.lora_tags import Dose, find_loras
+from backend.generate.notes import prompt_notes, shown
 from backend.generate.pipeline import GenerationModel, load_generation_model, resolve
-from backend.generate.prompts import Request, parse_line, read_prompts
+from backend.generate.prompt_files import read_prompts
+from backend.generate.prompts import MAX_SEED, Request, parse_line
 from backend.terminal import say, warn
 
 
@@ -29,26 +33,63 @@ def run(config: GenImg) -> None:
     """
     requests = read_requests(config)
     check_folder(config.output.outdir)
-    loras = config.network.loras()
-    for request in requests:
-        with_multipliers(loras, request.multipliers)
+    merged, loras = config.network.loras()[: config.network.merged], config.network.loras()[config.network.merged :]
+    doses = [doses_of(request, loras, config.network.network_weights) for request in requests]
     device = choose_device(config.speed.device)
     if line := device_line(device):
         say(line)
     dtype = choose_dtype(config, device)
     options = LoadOptions.of(config.model)
     generator = load_generation_model(config.model.ckpt, config.model.revision, device, dtype, options)
-    for note in generator.model.notes:
+    for note in (*generator.model.notes, *prompt_notes(generator.model, requests)):
         warn(note)
     message = set_attention(generator.model.unet, config.speed.xformers, config.speed.sdpa, device)
     if message:
         warn(message)
     # Every size is checked before the first picture is drawn.
     requests = [resolve(request, generator.model) for request in requests]
-    stamp = time.strftime("%Y%m%d%H%M%S")
-    for index, request in enumerate(requests):
-        generator.set_loras(with_multipliers(loras, request.multipliers))
-        draw(generator, request, config, f"im_{stamp}_{index:03d}")
+    if merged:
+        generator.set_loras(merged)
+        generator.merge_loras()
+    stamp, number = time.strftime("%Y%m%d%H%M%S"), 0
+    for turn in range(config.image.n_iter):
+        for request, each in zip(turned(requests, turn, config.image.seed), doses, strict=True):
+            generator.set_loras(each)
+            draw(generator, request, config, f"im_{stamp}_{number:03d}")
+            number += 1
+
+
+def turned(requests: Sequence[Request], turn: int, seed: int | None) -> list[Request]:
+    """The requests of one turn of `n_iter`: the first as they are, later ones with seeds of their own.
+
+    Args:
+        requests: resolved.
+        turn: from 0.
+        seed: of the run; where it has none, later turns draw theirs.
+    """
+    if not turn:
+        return list(requests)
+    fresh = random.SystemRandom()
+    return [
+        replace(
+            request,
+            seed=fresh.randrange(2**32) if seed is None else (request.seed + turn * request.count) % (MAX_SEED + 1),
+        )
+        for request in requests
+    ]
+
+
+def doses_of(request: Request, loras: Sequence[tuple[Path, float]], given: Sequence[Path]) -> list[Dose]:
+    """The LoRA files of a prompt: those of the run with its own multipliers, and those that it names.
+
+    Raises:
+        UserError: there are more multipliers than files, or no file of a name.
+    """
+    own = [Dose(path, multiplier) for path, multiplier in with_multipliers(loras, request.multipliers)]
+    try:
+        return own + find_loras(request.loras, given)
+    except UserError as error:
+        raise UserError(error.message, field=request.source or f"prompt {shown(request.prompt)}") from error
 
 
 def read_requests(config: GenImg) -> list[Request]:
@@ -64,6 +105,7 @@ def read_requests(config: GenImg) -> list[Request]:
         sampler=image.sampler,
         seed=image.seed,
         count=image.images_per_prompt,
+        chunks=config.prompting.max_embeddings_multiples,
     )
     if config.prompting.from_file is not None:
         return read_prompts(config.prompting.from_file, defaults)
@@ -136,7 +178,7 @@ def draw(generator: GenerationModel, request: Request, config: GenImg, stem: str
 
         for single, picture in generator.pictures(request, config.image.batch_size, report):
             path = free_path(config.output.outdir, f"{stem}_{single.seed}")
-            save_png(picture, path, describe(replace(single, multipliers=None), model, generator.loras))
+            save_png(picture, path, describe(single, model, (*generator.merged, *generator.loras)))
             say(f"Saved {path}")
             events.emit("sample", path=str(path), prompt=single.prompt, step=0, index=single.seed - request.seed)
 

@@ -8,7 +8,7 @@ One JSON object a line, requests on stdin and answers on stdout:
      "negative": "", "width": null, "height": null, "steps": 20, "scale": 7.5, "sampler": "ddim", "seed": 1, "count": 1,
      "precision": "fp16", "out_dir": "..."}
         -> {"id": 1, "event": "progress", "step": 3, "total": 20} ...
-        -> {"id": 1, "event": "done", "images": ["..."], "seeds": [1], "seconds": 2.5}
+        -> {"id": 1, "event": "done", "images": ["..."], "seeds": [1], "seconds": 2.5, "warnings": ["..."]}
          | {"id": 1, "event": "error", "message": "...", "field": "..."}
          | {"id": 1, "event": "cancelled", "images": [], "seeds": []}
     {"op": "cancel", "id": 1}   ends the request of that id within a step; the model stays loaded, and the request is
@@ -18,7 +18,9 @@ One JSON object a line, requests on stdin and answers on stdout:
     {"id": 3, "op": "quit"}     ends the process, as the end of stdin does
 
 `model`, `prompt` and `out_dir` are needed; everything else may be left out, also `vae`, `clip_skip`, `max_token_length`
-and `v_parameterization`, which mean what they mean to `gen_img`. Whatever libraries print goes to stderr.
+and `v_parameterization`, which mean what they mean to `gen_img`. `<lora:name:0.8>` in a prompt is looked for beside the
+files in `loras` and in the workspace. `warnings` are lines for the user, of a prompt that is too long say. Whatever
+libraries print goes to stderr.
 """
 
 import errno
@@ -41,8 +43,10 @@ from backend.errors import UserError
 from backend.families.base import LoadOptions
 from backend.generate.device import device_line
 from backend.generate.images import describe, save_png
+from backend.generate.lora_tags import Dose, find_loras
+from backend.generate.notes import prompt_notes
 from backend.generate.pipeline import GenerationModel, load_generation_model
-from backend.generate.prompts import Request
+from backend.generate.prompts import Request, with_tags
 from backend.generate.run import choose_device, free_path
 from backend.terminal import say
 
@@ -182,27 +186,34 @@ class Worker:
         began = time.monotonic()
         images: list[str] = []
         seeds: list[int] = []
+        warnings: list[str] = []
         try:
-            for path, seed in self.generate(request):
+            for path, seed in self.generate(request, warnings):
                 images.append(str(path))
                 seeds.append(seed)
         except Cancelled:
             self.tell(request.get("id"), "cancelled", images=images, seeds=seeds)
             return
         seconds = round(time.monotonic() - began, 3)
-        self.tell(request.get("id"), "done", images=images, seeds=seeds, seconds=seconds)
+        self.tell(request.get("id"), "done", images=images, seeds=seeds, seconds=seconds, warnings=warnings)
 
-    def generate(self, request: Mapping[str, Any]) -> Iterator[tuple[Path, int]]:
+    def generate(self, request: Mapping[str, Any], warnings: list[str]) -> Iterator[tuple[Path, int]]:
         """Draw the pictures of a request and write them; gives each one's path and seed.
+
+        Args:
+            request: as it has come.
+            warnings: takes lines for the user.
 
         Raises:
             Cancelled: the request is no longer wanted; what was not yet written is given up.
         """
         wish = read_request(request)
-        loras = [(Path(lora["path"]), float(lora["multiplier"])) for lora in request.get("loras", ())]
+        loras = [Dose(Path(lora["path"]), float(lora["multiplier"])) for lora in request.get("loras", ())]
+        loras += find_loras(wish.loras, [dose.path for dose in loras])
         self.check_wanted(request)
         generator = self.load(request)
         self.check_wanted(request)
+        warnings += prompt_notes(generator.model, [wish])
         generator.set_loras(loras)
 
         def report(done: int, total: int) -> None:
@@ -285,7 +296,10 @@ def read_request(request: Mapping[str, Any]) -> Request:
     batch_size = request.get("batch_size", BATCH_SIZE)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError("is a number of pictures, at least 1", field="batch_size")
-    return Request(**{name: request[name] for name in KINDS if name in request})
+    for name in ("prompt", "negative"):
+        if not request.get(name, "").isprintable() and any("\ud800" <= letter <= "\udfff" for letter in request[name]):
+            raise UserError("has half of a character (a surrogate), which is no text", field=name)
+    return with_tags(Request(**{name: request[name] for name in KINDS if name in request}))
 
 
 def read_options(request: Mapping[str, Any]) -> LoadOptions:

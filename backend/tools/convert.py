@@ -7,8 +7,10 @@ import torch
 from backend.config.tools import ConvertModel
 from backend.errors import UserError
 from backend.events import emit
-from backend.families.base import empty_modules, locate, read_checkpoint, write_folder, write_single_file
+from backend.families.base import Checkpoint, empty_modules, locate, read_checkpoint, write_folder, write_single_file
+from backend.families.original import few
 from backend.families.storage import SAFETENSORS_SUFFIXES
+from backend.terminal import warn
 
 PRECISIONS = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -26,6 +28,17 @@ def _check_destination(path: Path, to_folder: bool, overwrite: bool) -> None:
         raise UserError(f"{path} is a folder; name a file", field="dst")
     if not overwrite and path.exists() and (not to_folder or any(path.iterdir())):
         raise UserError(f"{path} exists; give --overwrite to replace it", field="dst")
+
+
+def _lost(checkpoint: Checkpoint, destination: Path) -> list[str]:
+    """A line about words that the model's folder has added to the vocabulary: single files have no place for them."""
+    words = {token.content: None for tokens in checkpoint.added_tokens.values() for token in tokens.values()}
+    if not words:
+        return []
+    what = few("added tokens", list(words))
+    if destination.suffix.lower() in SAFETENSORS_SUFFIXES:
+        return [f"{what}; {destination} tells of them in its metadata, where only this program looks for them"]
+    return [f"{what}; they are lost, as a .ckpt has no place for them; take .safetensors, or keep the folder"]
 
 
 def convert(
@@ -54,6 +67,8 @@ def convert(
     emit("phase", name="loading", step=0, total=2)
     checkpoint = read_checkpoint(source, revision, vae)
     empty_modules(checkpoint)
+    for note in (*checkpoint.notes, *(() if to_folder else _lost(checkpoint, destination))):
+        warn(note)
     emit("phase", name="saving", step=1, total=2)
     if to_folder:
         write_folder(checkpoint, destination, dtype)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -11,10 +12,14 @@ from backend import events
 from backend.config.training.samples import Samples
 from backend.draws import draw_key
 from backend.errors import UserError
-from backend.families.model import Model
+from backend.families.model import Conditioning, Model
+from backend.families.prompt_text import encode_prompts
 from backend.generate.images import describe, save_png, to_pictures
-from backend.generate.pipeline import Encode, decode, denoise, resolve
-from backend.generate.prompts import Request, read_prompts
+from backend.generate.lora_tags import Dose
+from backend.generate.notes import prompt_notes
+from backend.generate.pipeline import Encode, decode, denoise, resolve, texts_of
+from backend.generate.prompt_files import read_prompts
+from backend.generate.prompts import Request
 from backend.terminal import say, warn
 from backend.train.outputs import Outputs
 from backend.train.validation import in_evaluation
@@ -36,10 +41,21 @@ class Sampling:
     outputs: Outputs
     encode: Encode | None = None
 
-    @property
-    def texts(self) -> list[str]:
-        """All prompts and negative prompts."""
-        return [text for request in self.requests for text in (request.prompt, request.negative)]
+    @torch.no_grad()
+    def encoded(self, model: Model, device: torch.device) -> "Sampling":
+        """The same, with every prompt encoded, so that it needs no text encoder any more.
+
+        Args:
+            model: whose text encoders are used.
+            device: where the conditioning will be wanted; it is kept on the CPU.
+        """
+        wishes = {(tuple(texts_of(request, [request.prompt])), request.chunks) for request in self.requests}
+        known = {texts: encode_prompts(model, texts, chunks).to("cpu") for texts, chunks in wishes}
+
+        def encode(texts: Sequence[str]) -> Conditioning:
+            return known[tuple(texts)].to(device)
+
+        return replace(self, encode=encode)
 
     def after_step(self, step: int) -> bool:
         """Whether to draw after so many steps; epochs win over steps."""
@@ -85,7 +101,8 @@ class Sampling:
                 latents = denoise(model, request, [request.seed], **known)
             (picture,) = to_pictures(decode(model, latents))
             path = self.outputs.sample(moment, index, request.seed)
-            save_png(picture, path, describe(request, model.source, [(self.outputs.name, 1.0)]))
+            network = Dose(Path(f"{self.outputs.name}.safetensors"), 1.0)
+            save_png(picture, path, describe(request, model.source, [network]))
         except (UserError, RuntimeError, MemoryError, OSError, ArithmeticError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warn(f"sample picture {index + 1} at step {step} failed and is left out: {reason}")
@@ -112,7 +129,13 @@ def make_sampling(options: Samples, model: Model, outputs: Outputs, seed: int) -
         UserError: the file cannot be read or a line of it is faulty.
     """
     settled = []
-    for index, request in enumerate(wanted(options)):
+    requests = wanted(options)
+    for note in prompt_notes(model, requests):
+        warn(f"sample prompts: {note}")
+    tags = dict.fromkeys(tag.written for request in requests for tag in request.loras)
+    if tags:
+        warn(f"sample prompts: {', '.join(tags)} cannot be applied while training, and is left out of the pictures")
+    for index, request in enumerate(requests):
         own = draw_key(seed, "sample", index) % 2**32 if request.seed is None else request.seed
         settled.append(resolve(replace(request, seed=own), model))
     return Sampling(tuple(settled), options, outputs)

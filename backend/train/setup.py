@@ -28,6 +28,7 @@ from backend.lora.file import read_lora
 from backend.states import Position, check_state
 from backend.terminal import bar, say, warn
 from backend.train.build import make_network
+from backend.train.caption_notes import caption_notes
 from backend.train.description import describe_file
 from backend.train.device import bring_unet, give_memory_back, make_accelerator, network_dtype, place_model
 from backend.train.feed import Feed, check_pixels, make_feed, open_caches, validation_feed
@@ -215,6 +216,8 @@ def build(checked: Checked, group: Group, started_at: float) -> Run:
     accelerator, dtype = make_accelerator(config.speed)
     device = accelerator.device
     model = load(config)
+    for note in caption_notes(model, training_set):
+        warn(note)
     objective = make_objective(config.noise, diffusion_of(model.scheduler))
     sampling = make_sampling(config.samples, model, checked.outputs, seed)
     if not group.is_first:
@@ -236,8 +239,8 @@ def build(checked: Checked, group: Group, started_at: float) -> Run:
         with accelerator.autocast():
             kept = checked.caches if config.data.cache_text_encoder_outputs_to_disk else None
             with group.one_after_another() if kept else nullcontext():
-                encode_captions = drop_text_encoders(model, training_set, sampling, seed, device, kept)
-        sampling = replace(sampling, encode=encode_captions)
+                sampling = sampling.encoded(model, device)
+                encode_captions = drop_text_encoders(model, training_set, seed, device, kept)
     bring_unet(model, config.speed, device, dtype)
     apart = validation_feed(feed, config.data, model)
     # An encoder of its own, which remembers nothing: what training finds remembered must not hang on validation.
@@ -329,18 +332,17 @@ def captions_vary(config: TrainNetwork, training_set: TrainingSet, groups: Seque
 def drop_text_encoders(
     model: Model,
     training_set: TrainingSet,
-    sampling: Sampling,
     seed: int,
     device: torch.device,
     caches: Caches | None = None,
 ) -> KnownCaptions:
-    """Encode every caption and sample prompt, and give the text encoders' memory back.
+    """Encode every caption, and give the text encoders' memory back.
 
     With `caches` those of an earlier run are taken from beside the first picture, and new ones kept there.
     """
     batches = (*training_set.epoch_batches(seed, 0), *training_set.validation_batches(seed))
     captions = [item.caption for batch in batches for item in batch.items]
-    texts = list(dict.fromkeys([*captions, *sampling.texts]))
+    texts = list(dict.fromkeys(captions))
     stored = None
     if caches is not None:
         folder = caches.beside(training_set.pictures[0].path)

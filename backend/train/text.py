@@ -8,6 +8,7 @@ import torch
 from backend.data.store import CacheFolder, identity, key
 from backend.families.clip_text import encode_texts
 from backend.families.model import Conditioning, Model
+from backend.families.tokenizer import added_to
 
 # Shuffled captions never repeat, so the memory of them has an end: 1024 of SD1's are about 0.1 GB in half precision.
 REMEMBERED = 1024
@@ -124,7 +125,12 @@ def encoder_identity(model: Model, device: torch.device) -> str:
             for encoder in model.text_encoders
         ],
     }
-    return identity(model.text_encoders, told)
+    added = [
+        sorted((number, token.content) for number, token in added_to(tokenizer).items())
+        for tokenizer in model.tokenizers
+    ]
+    # Only where there are any, so that what earlier runs have kept stays known.
+    return identity(model.text_encoders, told | ({"added tokens": added} if any(added) else {}))
 
 
 def stored_captions(

@@ -48,6 +48,41 @@ def test_pictures_of_earlier_runs_stay(model_folder, tmp_path, monkeypatch) -> N
     assert first == second
 
 
+def pixels(folder: Path) -> list[np.ndarray]:
+    return [np.asarray(Image.open(path), int) for path in sorted(folder.glob("*.png"))]
+
+
+def test_merged_networks_and_those_that_a_prompt_names_draw_the_same(model_folder, tmp_path, lora_file) -> None:
+    first, second = str(lora_file(0)), str(lora_file(1, 8))
+    files = {"network_weights": [first, second], "network_mul": [0.8, 0.5]}
+    ways = {
+        "plain": files | {"prompt": "a disc"},
+        "merged": files | {"prompt": "a disc", "network_merge": True},
+        "one": files | {"prompt": "a disc --am 0.5", "network_merge_n_models": 1},
+        "named": {"prompt": f"a disc <lora:{Path(second).stem}:0.5>", "network_weights": [first], "network_mul": [0.8]},
+        "without": {"prompt": "a disc"},
+    }
+    for name, options in ways.items():
+        run(config(model_folder, tmp_path, outdir=str(tmp_path / name), **options))
+    drawn = {name: pixels(tmp_path / name)[0] for name in ways}
+    for name in ("merged", "one", "named"):
+        assert np.abs(drawn[name] - drawn["plain"]).max() <= 1, name
+    assert np.abs(drawn["without"] - drawn["plain"]).max() > 10
+    told = {read_parameters(next((tmp_path / name).glob("*.png")))["LoRA"] for name in ways if name != "without"}
+    assert told == {"lora0_4 x 0.8; lora1_8 x 0.5"}
+
+
+def test_all_prompts_are_drawn_again_with_seeds_that_go_on(model_folder, tmp_path) -> None:
+    (tmp_path / "p.txt").write_text("a\nb --d 9\n")
+    file = str(tmp_path / "p.txt")
+    run(config(model_folder, tmp_path, from_file=file, n_iter=2, images_per_prompt=2, batch_size=2, steps=1))
+    told = [read_parameters(path) for path in sorted((tmp_path / "out").glob("*.png"))]
+    assert sorted((one["Prompt"], int(one["Seed"])) for one in told) == [
+        *(("a", seed) for seed in (5, 6, 7, 8)),
+        *(("b", seed) for seed in (9, 10, 11, 12)),
+    ]
+
+
 def test_fp16_without_a_gpu_says_so_and_goes_on(model_folder, tmp_path, capsys) -> None:
     run(config(model_folder, tmp_path, prompt="a disc --s 1", fp16=True, device="cpu"))
     assert "Warning: fp16 needs a GPU; there is none here, so float32 is used" in capsys.readouterr().out
@@ -59,6 +94,7 @@ def test_fp16_without_a_gpu_says_so_and_goes_on(model_folder, tmp_path, capsys) 
     [
         ({"prompt": "a --w 70"}, "width: 70 is not a multiple of 8"),
         ({"prompt": "a --am 1,2"}, "--am has 2 values for 0 files"),
+        ({"prompt": "a <lora:gone:1>"}, "<lora:gone:1>: there is no LoRA of this name in the workspace"),
         ({"prompt": "a", "device": "cuda:7"}, "device: cuda:7 is not here"),
         ({"prompt": "a", "network_weights": ["gone.safetensors"]}, "gone.safetensors: no such file"),
     ],

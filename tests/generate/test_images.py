@@ -1,5 +1,7 @@
 """PNG files and what they say about how they were made."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 
 from backend.errors import UserError
 from backend.generate.images import describe, parse_parameters, read_parameters, save_png, to_pictures
+from backend.generate.lora_tags import Dose
 from backend.generate.prompts import Request
 
 REQUEST = Request("a fox, red\nin snow", 'ugly: "very"', 64, 96, 20, 7.5, "dpmsolver++", 42)
@@ -17,7 +20,7 @@ REQUEST = Request("a fox, red\nin snow", 'ugly: "very"', 64, 96, 20, 7.5, "dpmso
 def test_parameters_come_back_from_the_file(tmp_path, prompt, negative) -> None:
     request = Request(prompt, negative, 64, 96, 20, 7.5, "dpmsolver++", 42)
     path = tmp_path / "new" / "picture.png"
-    loras = [("one, two", 0.8), ('with "quotes"', -0.5)]
+    loras = [Dose(Path("loras/one, two.safetensors"), 0.8), Dose(Path('with "quotes".pt'), -0.5)]
     save_png(Image.new("RGB", (64, 96)), path, describe(request, "model: a", loras))
     expected = {
         "Prompt": prompt,

@@ -13,6 +13,7 @@ from diffusers import (
 )
 
 from backend.errors import UserError
+from backend.generate.lora_tags import Dose
 from backend.generate.pipeline import FoldedWeight, GenerationModel, decode, denoise, resolve
 from backend.generate.prompts import Request
 from backend.generate.run import with_multipliers
@@ -117,7 +118,7 @@ def test_a_slider_that_stays_costs_nothing(pipeline, lora_file, monkeypatch) -> 
     monkeypatch.setattr(FoldedWeight, "set", lambda self, layers: moved.append(layers))
     pipeline.set_loras([(first, 0.5), (second, 0.0)])
     pipeline.set_loras([(first, 0.5)])
-    assert not moved and pipeline.loras == ((first.stem, 0.5),)
+    assert not moved and pipeline.loras == (Dose(first, 0.5),)
     pipeline.set_loras([(first, 0.6)])
     assert moved
 
@@ -174,8 +175,8 @@ def test_without_a_seed_each_request_has_its_own(pipeline) -> None:
 def test_sizes_off_the_latent_grid_are_refused_with_the_nearest(pipeline) -> None:
     with pytest.raises(UserError, match="height: 70 is not a multiple of 8; take 72"):
         resolve(replace(REQUEST, height=70), pipeline.model)
-    picture = pixels(pipeline, replace(REQUEST, width=72, height=40, steps=1))
-    assert picture.shape == (1, 3, 40, 72)
+    picture = pixels(pipeline, replace(REQUEST, width=72, height=80, steps=1))
+    assert picture.shape == (1, 3, 80, 72)
 
 
 def test_a_lora_of_another_model_is_refused_and_changes_nothing(pipeline, lora_file, tmp_path) -> None:
