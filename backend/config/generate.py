@@ -76,10 +76,13 @@ class Networks(Section):
     """Kind of each network; left out, it is read from the file."""
 
     network_weights: Annotated[tuple[Path, ...], Option(widget="file")] = ()
-    """LoRA files to apply, one after the other."""
+    """LoRA files to apply, one after the other; or folders of PEFT adapters."""
 
     network_mul: tuple[float, ...] = ()
     """Multiplier of each file; missing ones repeat the last, and are 1 when none is given."""
+
+    allow_unmatched: Annotated[bool, ADVANCED] = False
+    """Leave out layers that match nothing, with a warning, instead of refusing the file."""
 
     @model_validator(mode="after")
     def _one_each(self) -> "Networks":

@@ -46,7 +46,7 @@ class Mixture(Section):
     """LoRAs"""
 
     models: Annotated[tuple[Path, ...], Option(widget="loras")]
-    """LoRA files: .safetensors, .ckpt or .pt."""
+    """LoRA files: .safetensors, .ckpt, .pt or .bin; or folders of PEFT adapters."""
 
     ratios: Annotated[tuple[float, ...], Option(widget="ratios")] = ()
     """How much of each file, of any sign; left out, 1 for each."""
@@ -92,6 +92,9 @@ class DyLoraExtraction(Section):
 
     unit: int | None = Field(None, ge=1)
     """Step between the ranks that are written; left out, the unit that the file was trained with."""
+
+    allow_unmatched: Annotated[bool, ADVANCED] = False
+    """Leave out layers that match nothing, with a warning, instead of refusing the file."""
 
 
 class ExtractDyLora(Command):

@@ -44,7 +44,7 @@ def run(config: GenImg) -> None:
     requests = [resolve(request, generator.model) for request in requests]
     stamp = time.strftime("%Y%m%d%H%M%S")
     for index, request in enumerate(requests):
-        generator.set_loras(with_multipliers(loras, request.multipliers))
+        generator.set_loras(with_multipliers(loras, request.multipliers), config.network.allow_unmatched)
         draw(generator, request, config, f"im_{stamp}_{index:03d}")
 
 

@@ -6,9 +6,10 @@ One JSON object a line, requests on stdin and answers on stdout:
 
     {"id": 1, "op": "generate", "model": "...", "loras": [{"path": "...", "multiplier": 0.8}], "prompt": "...",
      "negative": "", "width": null, "height": null, "steps": 20, "scale": 7.5, "sampler": "ddim", "seed": 1, "count": 1,
-     "precision": "fp16", "out_dir": "..."}
+     "precision": "fp16", "allow_unmatched": false, "out_dir": "..."}
         -> {"id": 1, "event": "progress", "step": 3, "total": 20} ...
-        -> {"id": 1, "event": "done", "images": ["..."], "seeds": [1], "seconds": 2.5}
+        -> {"id": 1, "event": "done", "images": ["..."], "seeds": [1], "seconds": 2.5}, with "lora_notes": ["..."] where
+           something was left out of a LoRA
          | {"id": 1, "event": "error", "message": "...", "field": "..."}
     {"id": 2, "op": "unload"}   gives the device's memory back
     {"id": 3, "op": "quit"}     ends the process, as the end of stdin does
@@ -50,7 +51,7 @@ KINDS: Mapping[str, tuple[type, ...]] = {
     "seed": (int, type(None)),
     "count": (int,),
 }
-OTHERS = ("id", "op", "model", "revision", "loras", "precision", "out_dir", "batch_size")
+OTHERS = ("id", "op", "model", "revision", "loras", "allow_unmatched", "precision", "out_dir", "batch_size")
 MODEL_KINDS: Mapping[str, type] = {"vae": str, "clip_skip": int, "max_token_length": int, "v_parameterization": bool}
 
 
@@ -121,7 +122,7 @@ class Worker:
         wish = read_request(request)
         loras = [(Path(lora["path"]), float(lora["multiplier"])) for lora in request.get("loras", ())]
         generator = self.load(request)
-        generator.set_loras(loras)
+        generator.set_loras(loras, request.get("allow_unmatched", False))
         images, seeds = [], []
 
         def report(done: int, total: int) -> None:
@@ -132,7 +133,8 @@ class Worker:
             save_png(picture, path, describe(single, Path(request["model"]).stem, generator.loras))
             images.append(str(path))
             seeds.append(single.seed)
-        return {"images": images, "seeds": seeds, "seconds": round(time.monotonic() - began, 3)}
+        notes = {"lora_notes": generator.lora_notes} if generator.lora_notes else {}
+        return {"images": images, "seeds": seeds, "seconds": round(time.monotonic() - began, 3), **notes}
 
     def load(self, request: Mapping[str, Any]) -> GenerationModel:
         """The request's model: the one in memory if it is that, else loaded in its place."""
@@ -184,6 +186,8 @@ def read_request(request: Mapping[str, Any]) -> Request:
     loras = request.get("loras", [])
     if not isinstance(loras, list) or not all(is_lora(lora) for lora in loras):
         raise UserError('is a list of {"path": "...", "multiplier": 1.0}', field="loras")
+    if not isinstance(request.get("allow_unmatched", False), bool):
+        raise UserError("is true or false", field="allow_unmatched")
     batch_size = request.get("batch_size", BATCH_SIZE)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError("is a number of pictures, at least 1", field="batch_size")

@@ -15,8 +15,9 @@ from backend import events
 from backend.__main__ import main
 from backend.families.base import load_model
 from backend.header import read_header
-from backend.lora.file import read_lora, read_tensors, write_lora
+from backend.lora.file import read_lora, write_lora
 from backend.lora.metadata import file_hashes
+from backend.lora.source import read_tensors
 from backend.networks.lora import create_network_from_weights
 from tests.tools.loras import FAMILIES, Files, deltas
 
