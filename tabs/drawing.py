@@ -13,7 +13,7 @@ from PIL import Image
 
 from backend.errors import UserError
 from backend.serving import Services
-from tabs.text import bar, complaint, figures
+from tabs.text import bar, complaint, figures, notice
 
 CRISP = 128
 HISTORY = 24
@@ -39,8 +39,8 @@ def read_request(services: Services, shown: Sequence[Any], seed: int | None) -> 
     Raises:
         UserError: naming what is missing or wrong.
     """
-    model, prompt, negative, width, height, steps, scale, sampler, wanted = shown[:9]
-    rest = shown[9:]
+    model, prompt, negative, width, height, steps, scale, sampler, wanted, allow_unmatched = shown[:10]
+    rest = shown[10:]
     half = len(rest) // 2
     known = {path for _, path in services.workspace.list_loras()}
     loras = []
@@ -57,6 +57,7 @@ def read_request(services: Services, shown: Sequence[Any], seed: int | None) -> 
         "op": "generate",
         "model": model.strip(),
         "loras": loras,
+        "allow_unmatched": bool(allow_unmatched),
         "prompt": prompt.strip(),
         "negative": (negative or "").strip(),
         "width": _whole(width, "width"),
@@ -128,7 +129,7 @@ def _show(canvas: Canvas, request: dict[str, Any], answer: dict[str, Any], secon
     done = [("size", f"{size[0]} × {size[1]}"), ("seed", str(canvas.seed)), ("time", f"{seconds:.1f} s")]
     return [
         canvas,
-        f'<div class="status">{figures(done)}</div>',
+        f'<div class="status">{figures(done)}</div>' + "".join(map(notice, answer.get("lora_notes", ()))),
         gr.update(value=path, visible=True, elem_classes=["crisp"] if max(size) <= CRISP else []),
         gr.update(value=text, visible=True),
         gr.update(value=path, visible=True),

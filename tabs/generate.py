@@ -37,6 +37,7 @@ class Settings:
     scale: gr.Slider
     sampler: gr.Dropdown
     seed: gr.Textbox
+    allow_unmatched: gr.Checkbox
 
     @property
     def inputs(self) -> list[Component]:
@@ -88,7 +89,10 @@ def draw(services: Services, page: gr.Blocks, tab: gr.Tab) -> None:
                 slots = [draw_slot(bool(known), path, known)]
                 slots += [draw_slot(False, None, known) for _ in range(MAX_LORAS - 1)]
                 add = gr.Button("Add a LoRA", size="sm", elem_id="lora-add")
-            settings = _draw_settings(services.workspace, model, prompt, negative)
+                unmatched = gr.Checkbox(
+                    False, label="Leave out layers that match nothing", elem_id="lora-unmatched", interactive=True
+                )
+            settings = _draw_settings(services.workspace, (model, prompt, negative, unmatched))
         with gr.Column(scale=5, min_width=400):
             result = _draw_result()
     rows = gr.State(Rows(own=path))
@@ -169,7 +173,10 @@ def first_number(workspace: Workspace, flag: str, otherwise: float) -> float:
     return float(found[1]) if found else otherwise
 
 
-def _draw_settings(workspace: Workspace, model: gr.Dropdown, prompt: gr.Textbox, negative: gr.Textbox) -> Settings:
+def _draw_settings(
+    workspace: Workspace, drawn: tuple[gr.Dropdown, gr.Textbox, gr.Textbox, gr.Checkbox]
+) -> Settings:
+    model, prompt, negative, unmatched = drawn
     common: dict[str, Any] = {"min_width": 150, "interactive": True}
     with gr.Accordion("Picture", open=True, elem_classes=["section"]):
         with gr.Row():
@@ -204,7 +211,7 @@ def _draw_settings(workspace: Workspace, model: gr.Dropdown, prompt: gr.Textbox,
                 elem_id="generate-scale",
                 **common,
             )
-    return Settings(model, prompt, negative, width, height, steps, scale, sampler, seed)
+    return Settings(model, prompt, negative, width, height, steps, scale, sampler, seed, unmatched)
 
 
 def _draw_result() -> Result:

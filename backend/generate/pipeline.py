@@ -4,6 +4,7 @@
 """
 
 import inspect
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -197,7 +198,9 @@ class GenerationModel:
         """
         files = [(self._read(Path(path), allow_unmatched), float(multiplier)) for path, multiplier in loras]
         self._files = {key: file for key, file in self._files.items() if any(file is used for used, _ in files)}
-        self.loras = tuple((Path(path).stem, float(multiplier)) for path, multiplier in loras)
+        # Names go into the pictures' text, which is UTF-8.
+        names = [os.fsencode(Path(path).stem).decode("utf-8", "replace") for path, _ in loras]
+        self.loras = tuple((name, float(multiplier)) for name, (_, multiplier) in zip(names, loras, strict=True))
         acting = [(file, multiplier) for file, multiplier in files if multiplier]
         if [(id(file), multiplier) for file, multiplier in acting] == [(id(file), by) for file, by in self._acting]:
             return

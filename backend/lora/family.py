@@ -24,7 +24,7 @@ from backend.tables.sizes import FULL_SIZE, sized_targets
 Shapes = Mapping[str, tuple[int, int]]
 
 FAMILIES = tuple(FULL_SIZE)
-_ORIGINAL = re.compile(rf"{UNET_KEY_PREFIX}(?:input_blocks|middle_block|output_blocks|time_embed|label_emb|out)_(?!proj)")
+_ORIGINAL = re.compile(rf"{UNET_KEY_PREFIX}(?:input_blocks|middle_block|output_blocks|time_embed|label_emb|out)_")
 _TEXT = re.compile(r"lora_te([12]?)_(.+)")
 _LAYER = re.compile(r"text_model_encoder_layers_(\d{1,3})_")
 # Layers of SDXL's first text encoder; its second has more.

@@ -192,7 +192,7 @@ def _leave_strangers(found: _Sorted, allow_unmatched: bool, field: str) -> list[
         kind = kind_of_file(names)
         if kind is None:
             raise UserError(f"these names are no LoRA's: {listing(names)}", field=field)
-        raise UserError(f"is {kind}, which cannot be used here: {listing(names[:3])}", field=field)
+        raise UserError(f"is {kind}, which cannot be used here ({printable(names[0])})", field=field)
     message = f"{len(names)} of its names are no LoRA's"
     if methods:
         message += f" ({', '.join(methods)})"

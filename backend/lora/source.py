@@ -1,4 +1,4 @@
-"""From a path that names a LoRA to its tensors: a file, or the folder of a PEFT adapter; in either case with its settings.
+"""From a path that names a LoRA to its tensors and settings: a file, or the folder of a PEFT adapter.
 
 Safetensors files are read by their header and not by the library, which cannot open names that are no UTF-8 and takes
 numbers of dimensions that torch cannot compute with.
@@ -23,7 +23,8 @@ from backend.lora.stream import DTYPE_NAMES
 SAFETENSORS = (".safetensors",)
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 # What PEFT and Diffusers call the weights in a folder, in the order in which they take them.
-WEIGHTS = tuple(f"{stem}{suffix}" for stem in ("adapter_model", "pytorch_lora_weights") for suffix in (".safetensors", ".bin"))  # fmt: skip
+_STEMS = ("adapter_model", "pytorch_lora_weights")
+WEIGHTS = tuple(f"{stem}{suffix}" for stem in _STEMS for suffix in (".safetensors", ".bin"))
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _PEFT_NAME = re.compile(r"\.(?:lora_[AB]|hada_w1_a)\b")
 

@@ -1,8 +1,8 @@
 """The ways in which programs spell the names of LoRA tensors, and what each means. Knows no torch.
 
-A name has three parts: which model of a pipeline (`unet.`, `lora_te1_`, `clip_g.` ...), which module of it, with dots or
-underscores between the words, and what the tensor is there (`lora_down.weight`, `lora_A.weight` ...). Any beginning goes
-with any middle and any end, as programs mix them.
+A name has three parts: which model of a pipeline (`unet.`, `lora_te1_`, `clip_g.` ...), which module of it, with dots
+or underscores between the words, and what the tensor is there (`lora_down.weight`, `lora_A.weight` ...). Any beginning
+goes with any middle and any end, as programs mix them.
 """
 
 import re
@@ -150,19 +150,13 @@ def _unwrapped(path: str) -> str:
 def _module(path: str) -> tuple[str, str, str] | None:
     """Key, part and path below the part of a module."""
     path = _unwrapped(path)
-    for beginning, part in _BEGINNINGS:
-        if path.startswith(beginning):
-            inner = _unwrapped(path.removeprefix(beginning))
-            break
-    else:
-        inner = path
-        if _BARE_UNET.match(path) or _BARE_UNET_WHOLE.fullmatch(path):
-            part = "unet"
-        elif _BARE_TEXT.match(path):
-            part = "te"
-        else:
-            return None
-    if not inner:
+    beginning, part = next(((start, part) for start, part in _BEGINNINGS if path.startswith(start)), ("", None))
+    inner = _unwrapped(path.removeprefix(beginning))
+    if part is None and (_BARE_UNET.match(path) or _BARE_UNET_WHOLE.fullmatch(path)):
+        part = "unet"
+    if part is None and _BARE_TEXT.match(path):
+        part = "te"
+    if part is None or not inner:
         return None
     return (_unet_name(inner) if part == "unet" else _text_name(inner, part)), part, inner
 

@@ -92,9 +92,6 @@ def library_face(kind: Kind) -> tuple[Callable[..., Network], Callable[..., tupl
         unet: nn.Module | None,
         weights_sd: Mapping[str, Tensor] | None = None,
         for_inference: bool = False,
-        *,
-        dropout: float | None = None,
-        allow_unmatched: bool = False,
         **network_args: Any,
     ) -> tuple[Network, dict[str, Tensor]]:
         """The network that is in a LoRA file, with its weights loaded.
@@ -106,8 +103,8 @@ def library_face(kind: Kind) -> tuple[Callable[..., Network], Callable[..., tupl
             text_encoder, unet: the model, for its shapes.
             weights_sd: the tensors of a LoRA file in any spelling.
             for_inference: the network is only to be used: no gradients, and nothing is left out in training mode.
-            dropout, network_args: as for `create_network`; ranks and alphas are those of the file.
-            allow_unmatched: leave out what matches no module of the model, with a warning, instead of refusing it.
+            network_args: as for `create_network`, `dropout` too; ranks and alphas are those of the file. With
+                `allow_unmatched` what matches no module of the model is left out with a warning instead of refused.
 
         Returns:
             The network, and the file's tensors under the names that the network's `state_dict` has.
@@ -115,7 +112,8 @@ def library_face(kind: Kind) -> tuple[Callable[..., Network], Callable[..., tupl
         Raises:
             UserError: the file is broken or of another kind, or a key in it matches no module of the model.
         """
-        source, parts = WeightsSource(file, weights_sd, allow_unmatched), (text_encoder, unet)
+        dropout, allow = network_args.pop("dropout", None), bool(network_args.pop("allow_unmatched", False))
+        source, parts = WeightsSource(file, weights_sd, allow), (text_encoder, unet)
         network, ready = network_from_file(kind, multiplier, source, parts, dropout, network_args)
         return (for_use(network) if for_inference else network), ready
 

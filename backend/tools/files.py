@@ -55,7 +55,8 @@ def keep_config(config: Command, result: LoraResult) -> None:
     """Keep the resolved config beside the result."""
     if not result.dry_run:
         with replacing(result.save_to.with_suffix(".config.toml")) as temporary:
-            temporary.write_text(resolved_toml(config), encoding="utf-8")
+            # A path that is no UTF-8 cannot stand in a toml.
+            temporary.write_text(resolved_toml(config), encoding="utf-8", errors="replace")
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ def test_each_text_encoder_obeys_its_own_rate() -> None:
 def test_a_file_of_another_family_is_refused_by_name() -> None:
     xl, sd = make_xl(), make_model()
     file = trained_xl(xl).state_dict()
-    with pytest.raises(UserError, match="weights_sd: is made for Stable Diffusion XL, the model is Stable Diffusion 1 or"):
+    with pytest.raises(UserError, match="weights_sd: is made for Stable Diffusion XL, the model is "):
         create_network_from_weights(1.0, None, None, sd.text_encoder, sd.unet, file)
     network = create_network(1.0, 4, 1, None, sd.text_encoder, sd.unet)
     with pytest.raises(UserError, match="keys match no module"):
