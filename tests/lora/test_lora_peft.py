@@ -163,7 +163,7 @@ def test_options_that_cannot_be_followed_are_refused_by_name(tmp_path: Path, nam
     assert message in str(caught.value) and str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-BROKEN = ("", "[1]", "{", "[" * 100_000, '{"r": 1e999}', '{"\\ud800": 1}', '{"lora_alpha": NaN}', f'{{"r": {"9" * 5000}}}')
+BROKEN = ("", "[1]", "{", "[" * 100_000, '{"r": 1e999}', '{"\\ud800": 1}', '{"lora_alpha": NaN}', "9" * 5000)
 
 
 @pytest.mark.parametrize("text", BROKEN, ids=range(len(BROKEN)))
@@ -187,6 +187,7 @@ def test_folders_that_hold_no_adapter_or_several_say_so(tmp_path: Path) -> None:
 
 
 @unhurried
+@pytest.mark.filterwarnings("ignore:The following:RuntimeWarning")
 @given(st.data())
 def test_any_settings_give_pefts_own_scale(data: st.DataObject) -> None:
     number, rank = st.integers(1, 64), st.integers(1, 16)
@@ -212,10 +213,8 @@ def test_any_settings_give_pefts_own_scale(data: st.DataObject) -> None:
     assert alphas.get(get_pattern_key(alphas.keys(), path), config["lora_alpha"]) > 0
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+JSON = LEAVES | st.lists(LEAVES, max_size=3) | st.dictionaries(st.text(max_size=8), LEAVES, max_size=3)
 NAMES = ("r", "lora_alpha", "alpha", "use_rslora", "alpha_pattern", "rank_pattern", "peft_type", "init_lora_weights")
 
 
