@@ -13,7 +13,7 @@ from backend.config.training.network import Network as NetworkOptions
 from backend.draws import draw_key
 from backend.errors import UserError
 from backend.families.model import Model
-from backend.lora.file import read_lora, tensors_of
+from backend.lora.file import listing, read_lora, tensors_of
 from backend.lora.fit import check_keys, fitted
 from backend.lora.layer import Layer
 from backend.networks.base import add_to_weight
@@ -90,7 +90,12 @@ def continue_from(network: nn.Module, options: NetworkOptions, model: Model) -> 
     kept = {key: layer for key, layer in layers.items() if all(key.startswith(part) for part in only if only[part])}
     if len(kept) < len(layers):
         warn(f"{len(layers) - len(kept)} modules of {path} belong to the part that is not trained and are left out")
-    check_keys(kept, {adapter.lora_name: adapter for adapter in network.adapters()}, str(path))
+    own = {adapter.lora_name: adapter for adapter in network.adapters()}
+    strange = [key for key in kept if key not in own]
+    if strange and options.allow_unmatched and len(strange) < len(kept):
+        warn(f"{len(strange)} modules of {path} have no place in the network and are left out: {listing(strange)}")
+        kept = {key: layer for key, layer in kept.items() if key in own}
+    check_keys(kept, own, str(path))
     missing = len(network.adapters()) - len(kept)
     if missing:
         warn(f"{path} has no weights for {missing} of the network's modules, which start from nothing")

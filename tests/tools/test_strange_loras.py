@@ -1,5 +1,6 @@
 """LoRAs as other programs write them, through the commands: merged, drawn, trained on, inspected, or one line."""
 
+import io
 import json
 from pathlib import Path
 
@@ -9,7 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from backend.__main__ import main
+from backend.config.training.network import Network
+from backend.errors import UserError
+from backend.families.build import random_model
 from backend.families.weights import open_weights
+from backend.generate.worker import Worker
+from backend.networks.lora import create_network
+from backend.train.build import continue_from, merge_base_weights
 from tests.tools.loras import FAMILIES, Files
 
 KNOWN = "lora_unet_mid_block_attentions_0_proj_in"
@@ -113,3 +120,48 @@ def test_a_peft_folder_is_a_lora_to_every_tool(
     assert main(["inspect_lora", str(folder), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["alphas"] == {"6": 1} and report["ranks"] == {"2": 1}
+
+
+def strange(folder: Path, weight: Tensor) -> Path:
+    """A LoRA of which one module of two is unknown."""
+    path = folder / "half.safetensors"
+    save_file(layer(KNOWN, weight, 4) | layer("lora_unet_nowhere", weight, 4), path)
+    return path
+
+
+def test_training_merges_and_goes_on_from_what_matches(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = random_model(1, family="sd1")
+    weight = model.unet.mid_block.attentions[0].proj_in.weight
+    path, before = strange(tmp_path, weight.detach()), weight.detach().clone()
+    with pytest.raises(UserError, match="lora_unet_nowhere; give --allow_unmatched"):
+        merge_base_weights(Network(base_weights=(path,)), model)
+    assert torch.equal(weight, before)
+    merge_base_weights(Network(base_weights=(path,), allow_unmatched=True), model)
+    tensors = load_file(path)
+    wanted = tensors[f"{KNOWN}.lora_up.weight"].flatten(1) @ tensors[f"{KNOWN}.lora_down.weight"].flatten(1)
+    torch.testing.assert_close((weight - before).detach().flatten(1), wanted, rtol=1e-3, atol=1e-5)
+    network = create_network(1.0, 4, 4.0, None, model.text_encoders, model.unet)
+    with pytest.raises(UserError, match="lora_unet_nowhere; give --allow_unmatched"):
+        continue_from(network, Network(network_weights=path), model)
+    continue_from(network, Network(network_weights=path, allow_unmatched=True), model)
+    own = {adapter.lora_name: adapter for adapter in network.adapters()}[KNOWN]
+    assert torch.equal(own.lora_down.weight.flatten(), tensors[f"{KNOWN}.lora_down.weight"].flatten())
+    assert capsys.readouterr().out.count("lora_unet_nowhere") == 2
+
+
+def test_the_generate_worker_tells_what_it_left_out(files: Files, tmp_path: Path) -> None:
+    weight = open_weights(files.checkpoint(dtype=torch.float32)).weight(KNOWN)
+    request = {"id": 1, "op": "generate", "model": str(files.checkpoint("sd1", "")), "prompt": "x", "steps": 1,
+               "width": 64, "height": 64, "out_dir": str(tmp_path),
+               "loras": [{"path": str(strange(tmp_path, weight)), "multiplier": 1.0}]}  # fmt: skip
+    answers = io.StringIO()
+    worker = Worker(answers)
+    for changes in ({}, {"allow_unmatched": True}, {"allow_unmatched": "yes"}):
+        worker.answer(request | changes)
+    told = [json.loads(line) for line in answers.getvalue().splitlines()]
+    refused, done, wrong = (answer for answer in told if answer["event"] in ("error", "done"))
+    assert "lora_unet_nowhere; give --allow_unmatched" in refused["message"]
+    assert done["event"] == "done" and "lora_unet_nowhere; left out" in done["lora_notes"][0]
+    assert wrong["field"] == "allow_unmatched"
