@@ -119,6 +119,8 @@ def _tensor(info: Any) -> TensorInfo:
         raise ValueError("no dtype, or no shape")
     if not all(type(number) is int and 0 <= number < 2**63 for number in numbers) or start > end:
         raise ValueError("no numbers from 0")
+    if math.prod(max(1, size) for size in shape) >= 2**63:
+        raise ValueError("more numbers than can be counted")
     if dtype in BITS and (end - start) * 8 != math.prod(shape) * BITS[dtype]:
         raise ValueError("as many bytes as the shape has")
     return TensorInfo(dtype, tuple(shape), start, end)

@@ -29,6 +29,7 @@ def packed(raw: object, body: bytes = b"\0" * 8) -> bytes:
 BROKEN: dict[str, object] = {
     "100 dimensions": {NAME: GOOD | {"shape": [1] * 99 + [2]}},
     "huge": {NAME: GOOD | {"shape": [2**62, 2**62]}},
+    "huge and empty": {NAME: {"dtype": "F32", "shape": [2**62, 2**62, 0], "data_offsets": [0, 0]}},
     "negative shape": {NAME: GOOD | {"shape": [-1, -2]}},
     "negative offset": {NAME: GOOD | {"data_offsets": [-8, 0]}},
     "backwards": {NAME: GOOD | {"data_offsets": [8, 0]}},

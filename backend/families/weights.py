@@ -19,6 +19,7 @@ from backend.families.storage import read_tensors
 from backend.tables import layout
 from backend.tables.names import (
     TEXT_ENCODERS,
+    UNET_SHAPES,
     Target,
     UNetShape,
     further_text_targets,
@@ -144,7 +145,7 @@ def weights_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], sourc
 
 def _further(shapes: Mapping[str, tuple[int, ...]], family: str) -> dict[str, Slot]:
     """Slots of places that are not trained here, by key; those that the model has."""
-    unet = further_unet_targets(UNetShape(xl=family == "sdxl"))
+    unet = further_unet_targets(UNET_SHAPES[family])
     found = [(target, None) for target in unet]
     for index in range(TEXT_ENCODERS[family]):
         found += [(target, index) for target in further_text_targets(family, index)]

@@ -4,6 +4,7 @@ Safetensors files are read by their header and not by the library, which cannot 
 numbers of dimensions that torch cannot compute with.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ def adapter_files(path: str | Path) -> tuple[AdapterFile, ...]:
         UserError: the folder has no adapter, or several.
     """
     path = Path(path)
-    if not path.is_dir():
+    # os.path takes whatever cannot be looked at for something that is not there.
+    if not os.path.isdir(path):
         return (_beside(path),)
     own = _in_folder(path)
     if own is not None:
@@ -73,19 +75,19 @@ def adapter_files(path: str | Path) -> tuple[AdapterFile, ...]:
 
 def _folders(path: Path) -> list[Path]:
     try:
-        return sorted(entry for entry in path.iterdir() if entry.is_dir())
+        return sorted(entry for entry in path.iterdir() if os.path.isdir(entry))
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}", field=str(path)) from error
 
 
 def _in_folder(folder: Path) -> AdapterFile | None:
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    found = next((folder / name for name in WEIGHTS if os.path.isfile(folder / name)), None)
     return None if found is None else _beside(found)
 
 
 def _beside(file: Path) -> AdapterFile:
     config = file.parent / CONFIG
-    return AdapterFile(file, config if config.exists() else None)
+    return AdapterFile(file, config if os.path.exists(config) else None)
 
 
 def stamp_of(path: str | Path) -> tuple[tuple[str, int, int], ...]:

@@ -13,8 +13,9 @@ import torch
 
 from backend.config.tools import InspectLora
 from backend.errors import UserError
+from backend.lora.family import spelled_for
 from backend.lora.file import LoraFile, parse
-from backend.lora.kinds import architecture_of, kind_of_file, stranger
+from backend.lora.kinds import architecture_of, embedding_of, kind_of_file, stranger
 from backend.lora.layer import Layer, LoraLayer
 from backend.lora.metadata import LEGACY_HASH, MODEL_HASH, file_hashes
 from backend.lora.places import block_of, order_of_blocks
@@ -47,14 +48,17 @@ def inspect(path: Path) -> dict[str, Any]:
         file = parse(tensors, metadata, str(path), allow_unmatched=True)
         kind = kind_of(file.layers.values())
     except UserError as error:
-        named = kind_of_file(tensors) or architecture_of(tensors)
+        strangers = [name for name in tensors if read_name(name) is None and embedding_of(name) is None]
+        named = kind_of_file(strangers)
+        if named is None and (other := architecture_of(tensors)):
+            named = f"LoRA for {other}"
         if named is None:
             raise
         file, kind, refused = LoraFile({}), named.removeprefix("an ").removeprefix("a "), error.message
     layers, family = file.layers, file.family
     blocks: dict[str, list[Layer]] = {}
     for key, layer in layers.items():
-        blocks.setdefault(block_of(key, family) or UNKNOWN, []).append(layer)
+        blocks.setdefault(block_of(key, family or spelled_for(file.shapes)) or UNKNOWN, []).append(layer)
     return {
         "file": str(path),
         "bytes": sum(one.file.stat().st_size for one in adapter_files(path)),
