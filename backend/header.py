@@ -103,7 +103,8 @@ def parse_header(data: bytes, total: int, field: str) -> Header:
             raise UserError(f"{BROKEN} (tensors that overlap, or holes between them)", field=field)
         end = info.end
     if size + end != total:
-        raise UserError(f"should have {size + end} bytes and has {total}; download or save it again", field=field)
+        message = f"is cut off or broken: it should have {size + end} bytes and has {total}"
+        raise UserError(f"{message}; download or save it again", field=field)
     return Header(metadata, tensors, size, raw)
 
 

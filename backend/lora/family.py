@@ -29,6 +29,8 @@ _TEXT = re.compile(r"lora_te([12]?)_(.+)")
 _LAYER = re.compile(r"text_model_encoder_layers_(\d{1,3})_")
 # Layers of SDXL's first text encoder; its second has more.
 _FIRST_LAYERS = FULL_SIZE["sdxl"].texts[0].layers
+_CAPTION_WIDTHS = {sizes.unet.cross: family for family, sizes in FULL_SIZE.items()}
+_CAPTION_READERS = ("_attn2_to_k", "_attn2_to_v", "self_attn_q_proj")
 _SECOND_WIDTH = FULL_SIZE["sdxl"].texts[1].hidden
 
 
@@ -49,7 +51,11 @@ def families_of(shapes: Shapes) -> frozenset[str]:
     # Half of the shapes, so that a few that agree by chance count less than all names.
     best = fitting if 2 * max(fitting.values(), default=0) >= max(named.values(), default=0) > 0 else named
     most = max(best.values(), default=0)
-    return frozenset(family for family, count in best.items() if most and count == most)
+    found = frozenset(family for family, count in best.items() if most and count == most)
+    # A smaller model still reads captions of its family's width.
+    widths = {shape[1] for key, shape in shapes.items() if key.endswith(_CAPTION_READERS)}
+    read = frozenset(_CAPTION_WIDTHS[width] for width in widths if width in _CAPTION_WIDTHS)
+    return found & read or found
 
 
 def spelled_for(shapes: Shapes) -> str:

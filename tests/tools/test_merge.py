@@ -231,7 +231,7 @@ def test_wrong_files_are_one_line_and_leave_nothing(files: Files, tmp_path: Path
     broken.write_bytes(good.read_bytes()[:-9])
     model = ["--sd_model", source]
     cases = [
-        ([good, xl], [1, 1], [], "match no module of a Stable Diffusion XL model: lora_"),
+        ([good, xl], [1, 1], [], "models: are made for different models: .* for Stable Diffusion XL"),
         ([xl], [1], model, "is made for Stable Diffusion XL, the model is Stable Diffusion 1"),
         ([xl], [1], ["--v2"], "v2: is set, but the files are for Stable Diffusion XL"),
         ([good], [1], [*model, "--v2"], "v2: is set, but the files are for Stable Diffusion 1"),
