@@ -30,7 +30,7 @@ _LAYER = re.compile(r"text_model_encoder_layers_(\d{1,3})_")
 # Layers of SDXL's first text encoder; its second has more.
 _FIRST_LAYERS = FULL_SIZE["sdxl"].texts[0].layers
 _CAPTION_WIDTHS = {sizes.unet.cross: family for family, sizes in FULL_SIZE.items()}
-_CAPTION_READERS = ("_attn2_to_k", "_attn2_to_v", "self_attn_q_proj")
+_CAPTION_READERS = ("_attn2_to_k", "_attn2_to_v")
 _SECOND_WIDTH = FULL_SIZE["sdxl"].texts[1].hidden
 
 
@@ -52,8 +52,9 @@ def families_of(shapes: Shapes) -> frozenset[str]:
     best = fitting if 2 * max(fitting.values(), default=0) >= max(named.values(), default=0) > 0 else named
     most = max(best.values(), default=0)
     found = frozenset(family for family, count in best.items() if most and count == most)
-    # A smaller model still reads captions of its family's width.
-    widths = {shape[1] for key, shape in shapes.items() if key.endswith(_CAPTION_READERS)}
+    # A smaller model still reads captions of its family's width; SDXL's first text encoder has that of SD1's.
+    readers = _CAPTION_READERS if "sdxl" in found else (*_CAPTION_READERS, "self_attn_q_proj")
+    widths = {shape[1] for key, shape in shapes.items() if key.endswith(readers)}
     read = frozenset(_CAPTION_WIDTHS[width] for width in widths if width in _CAPTION_WIDTHS)
     return found & read or found
 
