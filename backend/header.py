@@ -1,9 +1,14 @@
 """Reading a safetensors file's header: names, shapes and metadata without the tensors. Knows no torch."""
 
 import json
+import math
 import os
+import re
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from backend.errors import UserError
 
@@ -11,6 +16,18 @@ LENGTH_BYTES = 8
 # The format's own limit on the header; a longer one is a broken or hostile file.
 MAX_HEADER_BYTES = 100_000_000
 METADATA_KEY = "__metadata__"
+# No weight of any model has more dimensions, and torch computes with no more than 64.
+MAX_DIMENSIONS = 8
+BITS: Mapping[str, int] = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}  # fmt: skip
+NO_SAFETENSORS = "is no safetensors file, or is cut off; download or save it again"
+BROKEN = "has a broken safetensors header; download or save it again"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -70,19 +87,44 @@ def parse_header(data: bytes, total: int, field: str) -> Header:
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
     size = LENGTH_BYTES + length
     if len(data) < LENGTH_BYTES or length > MAX_HEADER_BYTES or size > total:
-        raise UserError("is no safetensors file, or is cut off; download or save it again", field=field)
+        raise UserError(NO_SAFETENSORS, field=field)
     try:
         raw = json.loads(data[LENGTH_BYTES:size])
         metadata = {str(key): str(value) for key, value in raw.pop(METADATA_KEY, {}).items()}
-        tensors = {
-            name: TensorInfo(info["dtype"], tuple(info["shape"]), *info["data_offsets"]) for name, info in raw.items()
-        }
-        end = max((info.end for info in tensors.values()), default=0)
+        tensors = {name: _tensor(info) for name, info in raw.items()}
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise UserError("has a broken safetensors header; download or save it again", field=field) from error
+        raise UserError(BROKEN, field=field) from error
+    # JSON can spell half of a surrogate pair, which no file, terminal or page can hold.
+    if any(_SURROGATE.search(text) for text in (*tensors, *metadata, *metadata.values())):
+        raise UserError(f"{BROKEN} (half of a surrogate pair in a name)", field=field)
+    end = 0
+    for info in sorted(tensors.values(), key=lambda info: (info.start, info.end)):
+        if info.start != end:
+            raise UserError(f"{BROKEN} (tensors that overlap, or holes between them)", field=field)
+        end = info.end
     if size + end != total:
-        raise UserError(f"should have {size + end} bytes and has {total}; download or save it again", field=field)
+        message = f"is cut off or broken: it should have {size + end} bytes and has {total}"
+        raise UserError(f"{message}; download or save it again", field=field)
     return Header(metadata, tensors, size, raw)
+
+
+def _tensor(info: Any) -> TensorInfo:
+    """One entry of a header.
+
+    Raises:
+        ValueError, KeyError, TypeError: it contradicts itself, or is none.
+    """
+    dtype, shape, (start, end) = info["dtype"], info["shape"], info["data_offsets"]
+    numbers = (*shape, start, end)
+    if not isinstance(dtype, str) or not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise ValueError("no dtype, or no shape")
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers) or start > end:
+        raise ValueError("no numbers from 0")
+    if math.prod(max(1, size) for size in shape) >= 2**63:
+        raise ValueError("more numbers than can be counted")
+    if dtype in BITS and (end - start) * 8 != math.prod(shape) * BITS[dtype]:
+        raise ValueError("as many bytes as the shape has")
+    return TensorInfo(dtype, tuple(shape), start, end)
 
 
 def read_header(path: str | Path) -> Header:
@@ -92,11 +134,20 @@ def read_header(path: str | Path) -> Header:
         UserError: the file is missing or is no complete safetensors file.
     """
     try:
-        with open(path, "rb") as file:
-            total = os.fstat(file.fileno()).st_size
-            start = file.read(LENGTH_BYTES)
-            length = int.from_bytes(start, "little")
-            data = start + file.read(min(length, MAX_HEADER_BYTES))
+        # A pipe would wait for its other end, were it not for O_NONBLOCK.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError("is a folder, a device or a pipe; name a file", field=str(path))
+            with open(descriptor, "rb", closefd=False) as file:
+                start = file.read(LENGTH_BYTES)
+                length = int.from_bytes(start, "little")
+                data = start + file.read(min(length, MAX_HEADER_BYTES))
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", field=str(path)) from error
-    return parse_header(data, total, str(path))
+    except ValueError as error:
+        raise UserError("is no name of a file", field=repr(str(path))) from error
+    return parse_header(data, status.st_size, str(path))

@@ -216,7 +216,7 @@ def _show(canvas: Canvas, request: dict[str, Any], answer: dict[str, Any], secon
     done = [("size", f"{size[0]} × {size[1]}"), ("seed", str(canvas.seed)), ("time", f"{seconds:.1f} s")]
     return [
         canvas,
-        f'<div class="status">{figures(done)}</div>',
+        f'<div class="status">{figures(done)}</div>' + "".join(map(notice, answer.get("warnings", ()))),
         gr.update(value=path, visible=True, elem_classes=["crisp"] if max(size) <= CRISP else []),
         gr.update(value=text, visible=True),
         gr.update(value=path, visible=True),

@@ -85,7 +85,7 @@ class Networks(Section):
     """Kind of each network; left out, it is read from the file."""
 
     network_weights: Annotated[tuple[Path, ...], Option(widget="file")] = ()
-    """LoRA files to apply, one after the other."""
+    """LoRA files to apply, one after the other; or folders of PEFT adapters."""
 
     network_mul: tuple[float, ...] = ()
     """Multiplier of each file; missing ones repeat the last, and are 1 when none is given."""
@@ -96,6 +96,9 @@ class Networks(Section):
 
     network_merge_n_models: Annotated[int | None, ADVANCED] = Field(None, ge=1)
     """Merge so many of the LoRA files, the first ones."""
+
+    allow_unmatched: Annotated[bool, ADVANCED] = False
+    """Leave out layers that match nothing, with a warning, instead of refusing the file."""
 
     @model_validator(mode="after")
     def _one_each(self) -> "Networks":

@@ -46,7 +46,7 @@ class Mixture(Section):
     """LoRAs"""
 
     models: Annotated[tuple[Path, ...], Option(widget="loras")]
-    """LoRA files: .safetensors, .ckpt or .pt."""
+    """LoRA files: .safetensors, .ckpt, .pt or .bin; or folders of PEFT adapters."""
 
     ratios: Annotated[tuple[float, ...], Option(widget="ratios")] = ()
     """How much of each file, of any sign; left out, 1 for each."""
@@ -95,6 +95,9 @@ class DyLoraExtraction(Section):
 
     force: bool = False
     """Cut a file that says it is no DyLoRA all the same; the first ranks of another LoRA do nothing in particular."""
+
+    allow_unmatched: Annotated[bool, ADVANCED] = False
+    """Leave out layers that match nothing, with a warning, instead of refusing the file."""
 
 
 class ExtractDyLora(Command):

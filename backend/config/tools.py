@@ -44,7 +44,7 @@ class Inspection(Section):
     """What to look at."""
 
     file: Annotated[Path, Option(positional=True, widget="file")]
-    """LoRA file: .safetensors, .ckpt or .pt."""
+    """LoRA file: .safetensors, .ckpt, .pt or .bin; or the folder of a PEFT adapter."""
 
     print_json: Annotated[bool, Option(aliases=("json",))] = False
     """Print JSON instead of a table."""

@@ -6,7 +6,7 @@ neither diffusers nor transformers; opening a folder or a model of the hub does.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -17,7 +17,16 @@ from backend.families.open_clip import SD2_LAYERS
 from backend.families.recognize import family_in, unet_layout
 from backend.families.scaled import read_weights
 from backend.tables import layout
-from backend.tables.names import TEXT_ENCODERS, Target, UNetShape, text_encoder_targets, unet_targets
+from backend.tables.names import (
+    TEXT_ENCODERS,
+    UNET_SHAPES,
+    Target,
+    UNetShape,
+    further_text_targets,
+    further_unet_targets,
+    text_encoder_targets,
+    unet_targets,
+)
 
 _TRANSFORMER = re.compile(r"\.transformer_blocks\.(\d+)\.")
 _TEXT_LAYER = re.compile(r"(?:(?:text_model\.)?encoder\.layers|transformer\.resblocks)\.(\d+)\.")
@@ -44,6 +53,8 @@ class Slot:
 
     def of(self, tensor: Tensor) -> Tensor:
         """The slot's own rows of the tensor, as a view."""
+        if self.target.transposed:
+            return tensor.T
         return tensor if self.target.third is None else tensor.chunk(3)[self.target.third]
 
 
@@ -58,6 +69,7 @@ class ModelWeights:
         metadata: of the file.
         slots: by key in a LoRA file, in the order of LoRA files.
         predicts_v: as the files say; None where they leave it open.
+        further: slots that no network here is trained on, but that files of other programs may hold layers for.
     """
 
     source: str
@@ -66,16 +78,21 @@ class ModelWeights:
     metadata: Mapping[str, str]
     slots: Mapping[str, Slot]
     predicts_v: bool | None
+    further: Mapping[str, Slot] = field(default_factory=dict)
+
+    def slot(self, key: str) -> Slot:
+        """Where a LoRA's layer goes, also one that is not trained here."""
+        return self.slots[key] if key in self.slots else self.further[key]
 
     def weight(self, key: str) -> Tensor:
         """The weight that a LoRA's layer is added to, as a view."""
-        slot = self.slots[key]
+        slot = self.slot(key)
         return slot.of(self.tensors[slot.name])
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Outputs and inputs (times the kernel's size) of every weight, by key."""
-        found = {key: self.weight(key) for key in self.slots}
+        found = {key: self.weight(key) for key in (*self.slots, *self.further)}
         return {key: (weight.shape[0], weight[0].numel()) for key, weight in found.items()}
 
 
@@ -142,7 +159,21 @@ def weights_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], sourc
         if len(shape) < 2 or not all(shape) or shape[0] % thirds or not tensors[slot.name].is_floating_point():
             message = f"{slot.name} is no weight: {tensors[slot.name].dtype} of the shape {list(shape)}"
             raise UserError(message, field=source)
-    return ModelWeights(source, family, tensors, metadata, slots, None if said is None else said == prediction.V)
+    predicts_v = None if said is None else said == prediction.V
+    return ModelWeights(source, family, tensors, metadata, slots, predicts_v, _further(shapes, family))
+
+
+def _further(shapes: Mapping[str, tuple[int, ...]], family: str) -> dict[str, Slot]:
+    """Slots of places that are not trained here, by key; those that the model has."""
+    unet = further_unet_targets(UNET_SHAPES[family])
+    found = [(target, None) for target in unet]
+    for index in range(TEXT_ENCODERS[family]):
+        found += [(target, index) for target in further_text_targets(family, index)]
+    return {
+        target.key: Slot(target.checkpoint_key, target, encoder)
+        for target, encoder in found
+        if len(shapes.get(target.checkpoint_key, ())) > 1
+    }
 
 
 def _targets(shapes: Mapping[str, tuple[int, ...]], family: str) -> Iterator[tuple[Target, int | None]]:

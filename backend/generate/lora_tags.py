@@ -1,6 +1,7 @@
 """`<lora:name:0.8>` in prompts, as the WebUI writes it: read out of the text, and found among the known files."""
 
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ class Dose:
 
     def __str__(self) -> str:
         apart = "" if self.text in (None, self.unet) else f" (text encoders {self.text:g})"
-        return f"{self.path.stem} x {self.unet:g}{apart}"
+        # It goes into the pictures' text, which is UTF-8, and a file's name may be none.
+        name = os.fsencode(self.path.stem).decode("utf-8", "replace")
+        return f"{name} x {self.unet:g}{apart}"
 
 
 def has_tags(text: str) -> bool:

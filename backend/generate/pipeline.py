@@ -24,9 +24,11 @@ from backend.generate.lora_tags import Dose
 from backend.generate.prompts import Request
 from backend.generate.samplers import make_solver
 from backend.lora.file import LoraFile, read_lora
-from backend.lora.fit import check_fit
+from backend.lora.fit import fitted
 from backend.lora.layer import Layer
-from backend.networks.modules import FoundModule, find_modules, shapes_of
+from backend.lora.source import stamp_of
+from backend.networks.modules import FoundModule, find_places, shapes_of
+from backend.terminal import warn
 
 TEXT_PREFIX = "lora_te"  # of the keys of text encoders
 OnStep = Callable[[int, int], None]
@@ -172,27 +174,33 @@ class GenerationModel:
         self._touched: dict[str, FoldedWeight] = {}
         # What is in the weights now; it keeps the files alive, so that none can be taken for another.
         self._acting: list[tuple[LoraFile, Dose]] = []
-        self._files: dict[tuple[str, int, int], LoraFile] = {}
+        self._files: dict[tuple[object, ...], LoraFile] = {}
 
     @cached_property
     def modules(self) -> dict[str, FoundModule]:
         """Where a LoRA can sit, by its keys in a file."""
-        return find_modules(self.model.text_encoders, self.model.unet)
+        return find_places(self.model.text_encoders, self.model.unet)
+
+    @property
+    def lora_notes(self) -> list[str]:
+        """What was left out of the LoRA files in use, one line each."""
+        return list(dict.fromkeys(note for file in self._files.values() for note in file.notes))
 
     @torch.no_grad()
-    def set_loras(self, loras: Sequence[Dose | tuple[Path | str, float]]) -> None:
+    def set_loras(self, loras: Sequence[Dose | tuple[Path | str, float]], allow_unmatched: bool = False) -> None:
         """Replace the LoRA files in use; files already read and weights already right are left as they are.
 
         The weights are computed from the kept originals, so that no sequence of changes drifts.
 
         Args:
-            loras: each file with its multiplier.
+            loras: files, or folders of PEFT adapters, each with its multiplier.
+            allow_unmatched: leave out layers that match nothing, with a warning, instead of refusing the file.
 
         Raises:
             UserError: a file cannot be read or holds keys that the model has no place for.
         """
         doses = [lora if isinstance(lora, Dose) else Dose(Path(lora[0]), float(lora[1])) for lora in loras]
-        files = [(self._read(dose.path), dose) for dose in doses]
+        files = [(self._read(dose.path, allow_unmatched), dose) for dose in doses]
         self._files = {key: file for key, file in self._files.items() if any(file is used for used, _ in files)}
         self.loras = tuple(doses)
         acting = [(file, dose) for file, dose in files if dose.unet or dose.text]
@@ -218,17 +226,17 @@ class GenerationModel:
         self.merged = (*self.merged, *self.loras)
         self.loras, self._acting, self._touched = (), [], {}
 
-    def _read(self, path: Path) -> LoraFile:
-        try:
-            status = path.stat()
-        except OSError:
-            raise UserError("no such file; choose a LoRA that exists", field=str(path)) from None
-        key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+    def _read(self, path: Path, allow_unmatched: bool) -> LoraFile:
+        key = (allow_unmatched, *stamp_of(path))
         if key not in self._files:
-            file = read_lora(path)
-            check_fit(file.layers, shapes_of(self.modules), str(path))
-            layers = {name: self._placed(layer) for name, layer in file.layers.items()}
-            self._files[key] = replace(file, layers=layers)
+            file = read_lora(path, allow_unmatched)
+            shapes, family = shapes_of(self.modules), self.model.family.name
+            layers, notes = fitted(file, shapes, str(path), family, allow_unmatched)
+            notes = [f"{path.name}: {note}" for note in notes]
+            for note in notes:
+                warn(note)
+            layers = {name: self._placed(layer) for name, layer in layers.items()}
+            self._files[key] = replace(file, layers=layers, notes=tuple(notes))
         return self._files[key]
 
     def _placed(self, layer: Layer) -> Layer:

@@ -49,12 +49,12 @@ def run(config: GenImg) -> None:
     # Every size is checked before the first picture is drawn.
     requests = [resolve(request, generator.model) for request in requests]
     if merged:
-        generator.set_loras(merged)
+        generator.set_loras(merged, config.network.allow_unmatched)
         generator.merge_loras()
     stamp, number = time.strftime("%Y%m%d%H%M%S"), 0
     for turn in range(config.image.n_iter):
         for request, each in zip(turned(requests, turn, config.image.seed), doses, strict=True):
-            generator.set_loras(each)
+            generator.set_loras(each, config.network.allow_unmatched)
             draw(generator, request, config, f"im_{stamp}_{number:03d}")
             number += 1
 

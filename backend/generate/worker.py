@@ -6,7 +6,7 @@ One JSON object a line, requests on stdin and answers on stdout:
 
     {"id": 1, "op": "generate", "model": "...", "loras": [{"path": "...", "multiplier": 0.8}], "prompt": "...",
      "negative": "", "width": null, "height": null, "steps": 20, "scale": 7.5, "sampler": "ddim", "seed": 1, "count": 1,
-     "precision": "fp16", "out_dir": "..."}
+     "precision": "fp16", "allow_unmatched": false, "out_dir": "..."}
         -> {"id": 1, "event": "progress", "step": 3, "total": 20} ...
         -> {"id": 1, "event": "done", "images": ["..."], "seeds": [1], "seconds": 2.5, "warnings": ["..."]}
          | {"id": 1, "event": "error", "message": "...", "field": "..."}
@@ -19,8 +19,8 @@ One JSON object a line, requests on stdin and answers on stdout:
 
 `model`, `prompt` and `out_dir` are needed; everything else may be left out, also `vae`, `clip_skip`, `max_token_length`
 and `v_parameterization`, which mean what they mean to `gen_img`. `<lora:name:0.8>` in a prompt is looked for beside the
-files in `loras` and in the workspace. `warnings` are lines for the user, of a prompt that is too long say. Whatever
-libraries print goes to stderr.
+files in `loras` and in the workspace. `warnings` are lines for the user: of a prompt that is too long, or of what was
+left out of a LoRA. Whatever libraries print goes to stderr.
 """
 
 import errno
@@ -63,7 +63,7 @@ KINDS: Mapping[str, tuple[type, ...]] = {
     "seed": (int, type(None)),
     "count": (int,),
 }
-OTHERS = ("id", "op", "model", "revision", "loras", "precision", "out_dir", "batch_size")
+OTHERS = ("id", "op", "model", "revision", "loras", "allow_unmatched", "precision", "out_dir", "batch_size")
 MODEL_KINDS: Mapping[str, type] = {"vae": str, "clip_skip": int, "max_token_length": int, "v_parameterization": bool}
 
 
@@ -214,7 +214,8 @@ class Worker:
         generator = self.load(request)
         self.check_wanted(request)
         warnings += prompt_notes(generator.model, [wish])
-        generator.set_loras(loras)
+        generator.set_loras(loras, request.get("allow_unmatched", False))
+        warnings += generator.lora_notes
 
         def report(done: int, total: int) -> None:
             self.check_wanted(request)
@@ -293,6 +294,8 @@ def read_request(request: Mapping[str, Any]) -> Request:
     loras = request.get("loras", [])
     if not isinstance(loras, list) or not all(is_lora(lora) for lora in loras):
         raise UserError('is a list of {"path": "...", "multiplier": 1.0}', field="loras")
+    if not isinstance(request.get("allow_unmatched", False), bool):
+        raise UserError("is true or false", field="allow_unmatched")
     batch_size = request.get("batch_size", BATCH_SIZE)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError("is a number of pictures, at least 1", field="batch_size")

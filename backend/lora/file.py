@@ -4,33 +4,29 @@ In memory a file is `{key: layer}`, with keys as in tables/names.py. On disk eac
 `<key>.lora_down.weight` and `<key>.lora_up.weight`, and `<key>.alpha`. A further kind of layer is a row of LAYERS.
 """
 
-import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from backend.errors import UserError
-from backend.header import METADATA_KEY, pack_header, read_header
-from backend.lora.layer import Layer, LoraLayer
+from backend.header import METADATA_KEY, pack_header
+from backend.lora.family import families_of, family_keys, family_of, spelled_for
+from backend.lora.kinds import Stranger, architecture_of, embedding_of, kind_of_file, methods_of, stranger
+from backend.lora.layer import Layer, LoraLayer, without_core
 from backend.lora.loha import LohaLayer
 from backend.lora.metadata import MODEL_HASH, MODEL_SPEC, MODEL_SPEC_HASH, hashes
-from backend.lora.pickled import load_pickled, save_pickled
-from backend.lora.spelling import ALPHA, family_keys, family_of, module_key, split_name
+from backend.lora.peft_settings import PeftSettings, read_settings
+from backend.lora.pickled import save_pickled
+from backend.lora.source import PICKLES, SAFETENSORS, read_tensors
+from backend.lora.spelling import ALPHA, Named, module_key, read_name
 from backend.lora.stream import bytes_of, entries_of, pour
 from backend.replacing import replacing
 
-SAFETENSORS = (".safetensors",)
-PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-# Where Diffusers keeps the settings of PEFT's adapters, alpha among them.
-PEFT_SETTINGS = "lora_adapter_metadata"
 LISTED = 8
 LONGEST = 160
 LAYERS: tuple[type[Layer], ...] = (LoraLayer, LohaLayer)
@@ -43,15 +39,27 @@ class LoraFile:
     Attributes:
         layers: by key, in the order of the file.
         metadata: the file's text fields; empty for `.ckpt` and `.pt`.
+        notes: what was left out, one line each, to be told.
     """
 
     layers: dict[str, Layer]
     metadata: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def family(self) -> str | None:
         """The family of models that the file is for; None where its keys and shapes leave it open."""
-        return family_of({key: layer.shape for key, layer in self.layers.items()})
+        return family_of(self.shapes)
+
+    @property
+    def families(self) -> frozenset[str]:
+        """The families that the file can be for; none for one of another architecture."""
+        return families_of(self.shapes)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Outputs and inputs, times the kernel's size, of the weights that the layers are for, by key."""
+        return {key: layer.shape for key, layer in self.layers.items()}
 
 
 def listing(names: Iterable[str]) -> str:
@@ -67,85 +75,156 @@ def printable(name: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def read_lora(path: str | Path) -> LoraFile:
+def read_lora(path: str | Path, allow_unmatched: bool = False) -> LoraFile:
     """Read a LoRA file in any known spelling.
 
     Args:
-        path: `.safetensors`, or `.ckpt`, `.pt`, `.pth`, `.bin`, of which nothing but tensors is loaded.
+        path: `.safetensors`, or `.ckpt`, `.pt`, `.pth`, `.bin`, of which nothing but tensors is loaded; or the folder
+            of a PEFT adapter.
+        allow_unmatched: leave out modules with tensors that are no LoRA's, instead of refusing the file.
 
     Raises:
         UserError: the file is missing, broken, no LoRA, or has numbers that are not finite.
     """
     tensors, metadata = read_tensors(path)
-    return LoraFile(layers_of(tensors, metadata, str(path)), metadata)
-
-
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a LoRA file under the names that they have there, and its metadata.
-
-    Raises:
-        UserError: the file is missing or broken.
-    """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SAFETENSORS + PICKLES:
-        raise UserError(f"a LoRA file ends in {', '.join(SAFETENSORS + PICKLES)}", field=str(path))
-    try:
-        if suffix in PICKLES:
-            return _pickled_tensors(path), {}
-        # The library gives the metadata in no fixed order, the header has it as it was written.
-        return safetensors.torch.load_file(path), read_header(path).metadata
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror or error}", field=str(path)) from error
-    except SafetensorError as error:
-        message = "is no safetensors file, or is cut off; download or save it again"
-        raise UserError(message, field=str(path)) from error
-
-
-def _pickled_tensors(path: Path) -> dict[str, Tensor]:
-    loaded = load_pickled(path)
-    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
-    ):
-        raise UserError("holds no table of tensors and so is no LoRA", field=str(path))
-    return loaded
+    return parse(tensors, metadata, str(path), allow_unmatched)
 
 
 def layers_of(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, field: str = "weights_sd"
 ) -> dict[str, Layer]:
-    """The layers that tensors in any known spelling make up, by key.
+    """The layers that tensors in any known spelling make up, by key; see `parse`."""
+    return parse(tensors, metadata, field).layers
 
-    A missing alpha is the rank, or what PEFT's settings in the metadata say.
+
+def parse(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    field: str = "weights_sd",
+    allow_unmatched: bool = False,
+) -> LoraFile:
+    """The LoRA that tensors in any known spelling make up.
+
+    A missing alpha is the rank, or what PEFT's settings in the metadata say. Embeddings that come bundled with a LoRA
+    are left out and named in the notes.
 
     Args:
         tensors: by name.
         metadata: of the file they come from.
         field: the name under which errors are reported.
+        allow_unmatched: see `read_lora`.
 
     Raises:
         UserError: a name is no LoRA's, half of a pair is missing, shapes do not fit, or a number is not finite.
     """
-    parts: dict[str, dict[str, Tensor]] = {}
-    unknown = []
-    for name, tensor in tensors.items():
-        found = split_name(name)
-        if found is None or found[1] in parts.get(found[0], {}):
-            unknown.append(name)
+    metadata = dict(metadata or {})
+    words = dict.fromkeys(word for name in tensors if (word := embedding_of(name)) is not None)
+    found = _sorted_out([name for name in tensors if embedding_of(name) is None], field)
+    if not found.modules and not found.strangers:
+        raise UserError(f"holds {'an embedding and ' if words else ''}no LoRA layers", field=field)
+    notes = [f"has the embedding of {listing(words)} in it, which is left out; its LoRA is used"] if words else []
+    notes += _leave_strangers(found, allow_unmatched, field)
+    settings = read_settings(metadata, field)
+    layers = {}
+    for key, names in found.modules.items():
+        parts = {role: _plain(name.text, tensors[name.text], field) for role, name in names.items()}
+        layers[key] = _layer(key, parts, _settings_for(settings, names), field)
+    return LoraFile(_spelled(layers, field), metadata, tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Name:
+    """The name of a tensor as it stands in the file, and what it says."""
+
+    text: str
+    said: Named
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """Names of a file: by module and role those that are a LoRA's, and the others."""
+
+    modules: dict[str, dict[str, _Name]]
+    strangers: list[Stranger]
+
+
+def _sorted_out(names: Iterable[str], field: str) -> _Sorted:
+    """The names by module.
+
+    Raises:
+        UserError: a part of a layer stands there twice, or the LoRA is for another architecture.
+    """
+    modules: dict[str, dict[str, _Name]] = {}
+    strangers, twice = [], []
+    for text in names:
+        said = read_name(text)
+        if said is None:
+            strangers.append(stranger(text))
+        elif said.role in modules.setdefault(said.key, {}):
+            twice.append((text, said))
         else:
-            parts.setdefault(found[0], {})[found[1]] = _plain(name, tensor, field)
-    if unknown:
-        raise UserError(f"these names are no LoRA's, or stand there twice: {listing(unknown)}", field=field)
-    if not parts:
-        raise UserError("holds no LoRA layers", field=field)
-    try:
-        settings = _peft_settings(metadata or {})
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        message = f"has settings of PEFT in {PEFT_SETTINGS} that cannot be read; save it again"
-        raise UserError(message, field=field) from error
-    layers = {key: _layer(key, found, settings, field) for key, found in parts.items()}
-    names = family_keys(layers, family_of({key: layer.shape for key, layer in layers.items()}))
+            modules[said.key][said.role] = _Name(text, said)
+    if twice:
+        ones = [said for _, said in twice] + [modules[said.key][said.role].said for _, said in twice]
+        adapters = sorted({said.adapter for said in ones if said.adapter})
+        if len(adapters) > 1:
+            raise UserError(f"holds several adapters ({listing(adapters)}); save one of them alone", field=field)
+        raise UserError(f"these names stand there twice: {listing(text for text, _ in twice)}", field=field)
+    return _Sorted(modules, strangers)
+
+
+def _leave_strangers(found: _Sorted, allow_unmatched: bool, field: str) -> list[str]:
+    """Take modules that cannot be used out of what was found.
+
+    Returns:
+        What was left out.
+
+    Raises:
+        UserError: nothing is left, or nothing may be left out.
+    """
+    if not found.strangers:
+        return []
+    names = [one.name for one in found.strangers]
+    spoiled = {module_key(one.module) for one in found.strangers if one.whole and one.module}
+    kept = {key: roles for key, roles in found.modules.items() if key not in spoiled and roles.keys() != {"alpha"}}
+    methods = methods_of(names)
+    if not kept:
+        kind = kind_of_file(names)
+        if kind is None:
+            raise UserError(f"these names are no LoRA's: {listing(names)}", field=field)
+        raise UserError(f"is {kind}, which cannot be used here ({printable(names[0])})", field=field)
+    message = f"{len(names)} of its names are no LoRA's"
+    if methods:
+        message += f" ({', '.join(methods)})"
+    if not allow_unmatched:
+        raise UserError(f"{message}: {listing(names)}; give --allow_unmatched to use the rest", field=field)
+    found.modules.clear()
+    found.modules.update(kept)
+    return [f"{message}: {listing(names)}; left out"]
+
+
+def _settings_for(
+    settings: Mapping[str, PeftSettings], names: Mapping[str, _Name]
+) -> tuple[PeftSettings, str] | None:
+    """PEFT's settings for a module, and the path under which they know it."""
+    said = next(iter(names.values())).said
+    part = {"te": "text_encoder.", "te1": "text_encoder.", "te2": "text_encoder_2."}.get(said.part, f"{said.part}.")
+    if part in settings:
+        return settings[part], said.inner
+    return (settings[""], said.path) if "" in settings else None
+
+
+def _spelled(layers: dict[str, Layer], field: str) -> dict[str, Layer]:
+    """The layers under the names that files of their family have.
+
+    Raises:
+        UserError: two are the same then, or they are for another architecture.
+    """
+    shapes = {key: layer.shape for key, layer in layers.items()}
+    other = architecture_of(layers)
+    if other is not None and not families_of(shapes):
+        raise UserError(f"is a LoRA for {other}, which is not supported", field=field)
+    names = family_keys(shapes, spelled_for(shapes))
     twice = [key for key, count in Counter(names.values()).items() if count > 1]
     if twice:
         raise UserError(f"these names stand there twice, in different spellings: {listing(twice)}", field=field)
@@ -156,65 +235,44 @@ def _plain(name: str, tensor: Tensor, field: str) -> Tensor:
     """The tensor in a type that can be computed with.
 
     Raises:
-        UserError: it is sparse or complex.
+        UserError: it is sparse or complex, or of whole numbers in a type that torch hardly knows.
     """
     if tensor.layout is not torch.strided or tensor.is_complex():
         raise UserError(f"{printable(name)} is a sparse or complex tensor, which no LoRA has", field=field)
+    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64) or tensor.is_quantized:
+        raise UserError(f"{printable(name)} is of type {tensor.dtype}, which no LoRA has", field=field)
     eight_bits = tensor.is_floating_point() and tensor.dtype.itemsize == 1
     return tensor.float() if eight_bits else tensor
 
 
-def _layer(key: str, parts: Mapping[str, Tensor], settings: "_PeftSettings", field: str) -> Layer:
-    factors = {role: tensor for role, tensor in parts.items() if role != "alpha"}
-    kind = next((kind for kind in LAYERS if factors and factors.keys() <= kind.SUFFIXES.keys()), None)
-    if kind is None:
-        raise UserError(f"{key} mixes factors of different kinds, or has none: {', '.join(parts)}", field=field)
-    missing = [role for role in kind.NEEDED if role not in parts]
-    if missing:
-        raise UserError(f"{key} lacks its {' and '.join(missing)} weight", field=field)
-    if not all(tensor.is_meta or bool(torch.isfinite(tensor).all()) for tensor in parts.values()):
-        raise UserError(f"{key} has numbers that are not finite (NaN); the file is of no use", field=field)
+def _layer(
+    key: str, parts: Mapping[str, Tensor], settings: tuple[PeftSettings, str] | None, field: str
+) -> Layer:
+    """One module's layer from its tensors by role.
+
+    Args:
+        settings: PEFT's, for files without alpha, and the module's path there.
+    """
     if "alpha" in parts and parts["alpha"].numel() != 1:
         raise UserError(f"{key} has an alpha that is no single number", field=field)
+    if not all(tensor.is_meta or bool(torch.isfinite(tensor).all()) for tensor in parts.values()):
+        raise UserError(f"{key} has numbers that are not finite (NaN); the file is of no use", field=field)
     try:
-        layer = kind.of(factors, float(parts["alpha"].item()) if "alpha" in parts else None)
-        layer = layer if "alpha" in parts else replace(layer, alpha=settings.alpha(key, layer.rank))
+        factors, alpha = without_core({role: tensor for role, tensor in parts.items() if role != "alpha"})
+        kind = next((kind for kind in LAYERS if factors and factors.keys() <= kind.SUFFIXES.keys()), None)
+        if kind is None:
+            raise UserError(f"{key} mixes factors of different kinds, or has none: {', '.join(parts)}", field=field)
+        missing = [role for role in kind.NEEDED if role not in factors]
+        if missing:
+            raise UserError(f"{key} lacks its {' and '.join(missing)} weight", field=field)
+        layer = kind.of(factors, float(parts["alpha"].item()) * alpha if "alpha" in parts else None)
+        if "alpha" not in parts and settings is not None:
+            layer = replace(layer, alpha=settings[0].alpha_of(settings[1], layer.rank))
         if not math.isfinite(layer.alpha):
             raise ValueError("its alpha is no finite number")
         return layer
     except ValueError as error:
         raise UserError(f"{key}: {error}", field=field) from error
-
-
-@dataclass(frozen=True)
-class _PeftSettings:
-    """What PEFT's settings say about alpha: per part of the model, a number and exceptions by module."""
-
-    alphas: dict[str, float]
-    patterns: dict[str, float]
-    rank_stabilised: frozenset[str]
-
-    def alpha(self, key: str, rank: int) -> float:
-        part = key.split("_")[1]
-        matches = (value for name, value in self.patterns.items() if re.search(rf"(^|_){re.escape(name)}$", key))
-        alpha = next(matches, self.alphas.get(part, float(rank)))
-        # PEFT's rank-stabilised LoRA scales by alpha / sqrt(rank) instead of alpha / rank.
-        return alpha * rank**0.5 if part in self.rank_stabilised else alpha
-
-
-def _peft_settings(metadata: Mapping[str, str]) -> _PeftSettings:
-    """Alpha from the settings that Diffusers writes beside PEFT's tensors, which then have no alpha of their own."""
-    settings = json.loads(metadata.get(PEFT_SETTINGS, "{}"))
-    settings = settings if isinstance(settings, dict) else {}
-    alphas, patterns, stabilised = {}, {}, set()
-    for prefix, part in (("unet.", "unet"), ("text_encoder.", "te"), ("text_encoder_2.", "te2"), ("", "unet")):
-        if isinstance(settings.get(f"{prefix}lora_alpha"), int | float):
-            alphas[part] = float(settings[f"{prefix}lora_alpha"])
-        if settings.get(f"{prefix}use_rslora"):
-            stabilised.add(part)
-        for path, alpha in (settings.get(f"{prefix}alpha_pattern") or {}).items():
-            patterns[module_key(prefix + path) or path.replace(".", "_")] = float(alpha)
-    return _PeftSettings(alphas, patterns, frozenset(stabilised))
 
 
 def tensors_of(layers: Mapping[str, Layer]) -> dict[str, Tensor]:

@@ -125,6 +125,30 @@ class LoraLayer:
         return LoraLayer(self.down[:rank], self.up[:, :rank], self.alpha)
 
 
+def without_core(factors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+    """A LoRA's factors without the core that LoCon with CP decomposition has between them.
+
+    up [out, p, 1, 1], mid [p, q, kernel, kernel] and down [q, in, 1, 1] make the same change as up and
+    sum_q mid[p, q] * down[q], which is computed in float32 or wider.
+
+    Returns:
+        The factors, and what alpha has to be multiplied by so that alpha / rank stays what it is.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
+    if "mid" not in factors or not {"up", "down"} <= factors.keys():
+        return dict(factors), 1.0
+    mid, down = factors["mid"], factors["down"]
+    fits = mid.ndim == 4 and down.ndim in (2, 4) and down.numel() and mid.shape[1] == down.shape[0]
+    if not fits or down.flatten(1).shape != down.shape[:2]:
+        raise ValueError(f"mid {tuple(mid.shape)} and down {tuple(down.shape)} do not fit each other")
+    dtype = torch.promote_types(torch.promote_types(mid.dtype, down.dtype), torch.float32)
+    joined = torch.einsum("pqkl,qi->pikl", mid.to(dtype), down.flatten(1).to(dtype))
+    rest = {role: factor for role, factor in factors.items() if role not in ("mid", "down")}
+    return {"down": joined, **rest}, mid.shape[0] / down.shape[0]
+
+
 def factorize(matrix: Tensor, rank: int) -> LoraLayer:
     """The best approximation of a change of weight by one of a rank (Eckart and Young 1936), with alpha = rank.
 

@@ -3,7 +3,7 @@
 import re
 from functools import lru_cache
 
-from backend.tables.names import UNET_SHAPES, unet_targets
+from backend.tables.names import PROJECTION_KEY, UNET_SHAPES, further_unet_targets, unet_targets
 
 _TEXT_KEY = re.compile(
     r"lora_(te\d?)_text_model_encoder_layers_(\d{1,2})_(?:self_attn_(?:q|k|v|out)_proj|mlp_fc[12])",
@@ -19,6 +19,8 @@ def block_of(key: str, family: str | None) -> str | None:
     Args:
         family: None where it is not known; the two that have one text encoder have the same keys.
     """
+    if key == PROJECTION_KEY:
+        return "te2" if family == "sdxl" else None
     encoder = _TEXT_KEY.fullmatch(key)
     if encoder:
         return encoder[1] if int(encoder[2]) < LAYERS.get(encoder[1], 0) else None
@@ -34,4 +36,5 @@ def order_of_blocks(name: str) -> tuple[bool, int, str]:
 
 @lru_cache(maxsize=4)
 def _unet_blocks(family: str) -> dict[str, int]:
-    return {target.key: target.block for target in unet_targets(UNET_SHAPES[family])}
+    shape = UNET_SHAPES[family]
+    return {target.key: target.block for target in (*unet_targets(shape), *further_unet_targets(shape))}

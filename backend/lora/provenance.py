@@ -9,6 +9,7 @@ from typing import Any
 
 from backend.lora.layer import Layer, LoraLayer
 from backend.lora.metadata import MINIMUM, MODEL_HASH
+from backend.lora.peft_settings import PEFT_SETTINGS
 from backend.tables.identity import IDENTITIES
 
 DYNAMIC = "Dynamic"
@@ -152,7 +153,7 @@ def cut_from(metadata: Mapping[str, str], layers: Mapping[str, Layer], rank: int
     comment = f"split from DyLoRA, rank {full} to {rank}"
     old = metadata.get("ss_training_comment")
     facts["ss_training_comment"] = f"{comment}; {old}" if old and old != "None" else comment
-    return {**metadata, **facts}
+    return {name: value for name, value in metadata.items() if name != PEFT_SETTINGS} | facts
 
 
 def table_in(metadata: Mapping[str, str], name: str) -> dict[str, Any]:

@@ -1,113 +1,180 @@
-"""The ways in which programs spell the names of LoRA tensors, and what each means. Knows no torch."""
+"""The ways in which programs spell the names of LoRA tensors, and what each means. Knows no torch.
+
+A name has three parts: which model of a pipeline (`unet.`, `lora_te1_`, `clip_g.` ...), which module of it, with dots
+or underscores between the words, and what the tensor is there (`lora_down.weight`, `lora_A.weight` ...). Any beginning
+goes with any middle and any end, as programs mix them.
+"""
 
 import re
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from dataclasses import dataclass
 
-from backend.tables.layout import unet_table
-from backend.tables.names import TEXT_ENCODER_KEY_PREFIX, UNET_KEY_PREFIX, UNET_SHAPES, text_encoder_key, unet_key
+from backend.tables.names import PROJECTION, PROJECTION_KEY, TEXT_ENCODER_KEY_PREFIX, UNET_KEY_PREFIX
 
 ALPHA = ".alpha"
 # No module of any model has a longer name.
 LONGEST = 512
 DOWN, UP = ".lora_down.weight", ".lora_up.weight"
 
-# What a name ends in -> which factor of its layer the tensor is. Kinds of layers have factors of different names.
-_SUFFIXES: tuple[tuple[str, str], ...] = (
-    (DOWN, "down"),
-    (UP, "up"),
-    *((f".hada_{name}", name) for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
-    # PEFT, with or without the name of the adapter
-    (".lora_A.weight", "down"),
-    (".lora_B.weight", "up"),
-    (".lora_A.default.weight", "down"),
-    (".lora_B.default.weight", "up"),
-    # Diffusers before PEFT
-    (".lora_linear_layer.down.weight", "down"),
-    (".lora_linear_layer.up.weight", "up"),
-    (".lora.down.weight", "down"),
-    (".lora.up.weight", "up"),
-    # Diffusers' attention processors: `attn1.processor.to_q_lora`
-    ("_lora.down.weight", "down"),
-    ("_lora.up.weight", "up"),
-    ("_lora.alpha", "alpha"),
-    (ALPHA, "alpha"),
+_ROLES = {"A": "down", "B": "up"}
+_LAST = r"(?:\.(?P<adapter>[^.]+))?(?:\.weight)?"
+# What a name ends in, and which factor of its layer the tensor is; kinds of layers have factors of different names.
+_ENDS: tuple[re.Pattern[str], ...] = tuple(
+    re.compile(pattern + r"\Z")
+    for pattern in (
+        r"\.lora_(?P<role>down|up|mid)\.weight",
+        rf"\.hada_(?P<role>w1_a|w1_b|w2_a|w2_b|t1|t2){_LAST}",
+        # PEFT, with or without the name of the adapter
+        rf"\.lora_(?P<role>[AB]){_LAST}",
+        # Diffusers before PEFT
+        r"\.lora_linear_layer\.(?P<role>down|up)\.weight",
+        r"\.lora\.(?P<role>down|up)\.weight",
+        # Diffusers' attention processors: `attn1.processor.to_q_lora`
+        r"_lora\.(?P<role>down|up)\.weight",
+        r"(?:_lora|\.lora)?\.(?P<role>alpha)",
+    )
 )
-_UNET = re.compile(r"(?:unet\.)?(?:base_model\.model\.)?((?:down_blocks|mid_block|up_blocks)\..+)")
-_TEXT_ENCODER = re.compile(r"(?:text_encoder(_2)?\.)?(?:base_model\.model\.)?(?:text_model\.)?(encoder\.layers\..+)")
-_KEY = re.compile(rf"({UNET_KEY_PREFIX}|{TEXT_ENCODER_KEY_PREFIX}|lora_te[12]_)[^.]+")
-# What only SDXL has: two text encoders, the original layout's names, more than one transformer block at a place, and
-# the width of its captions.
-_XL_KEY = re.compile(
-    rf"lora_te[12]_|{UNET_KEY_PREFIX}(input_blocks|middle_block|output_blocks)_|"
-    rf"{UNET_KEY_PREFIX}.*_transformer_blocks_[1-9]"
+# What programs put around a whole model.
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
+# Beginnings, each of which may stand behind a wrapper, and the part of a model that they mean; longer ones first.
+_BEGINNINGS: tuple[tuple[str, str], ...] = tuple(
+    sorted(
+        {
+            "unet.": "unet",
+            "model.diffusion_model.": "unet",
+            "diffusion_model.": "unet",
+            "lora_unet_": "unet",
+            "lora_unet.": "unet",
+            "text_encoder.": "te",
+            "text_encoder_1.": "te1",
+            "text_encoder_2.": "te2",
+            "te.": "te",
+            "te1.": "te1",
+            "te2.": "te2",
+            "clip_l.": "te",
+            "clip_h.": "te",
+            "clip_g.": "te2",
+            "text_encoders.clip_l.": "te",
+            "text_encoders.clip_h.": "te",
+            "text_encoders.clip_g.": "te2",
+            "lora_te_": "te",
+            "lora_te.": "te",
+            "lora_te1_": "te1",
+            "lora_te1.": "te1",
+            "lora_te2_": "te2",
+            "lora_te2.": "te2",
+            "cond_stage_model.": "te",
+            "conditioner.embedders.0.": "te1",
+            "conditioner.embedders.1.": "te2",
+        }.items(),
+        key=lambda item: -len(item[0]),
+    )
 )
-CAPTION_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-_CAPTION_READERS = ("_attn2_to_k", "_attn2_to_v")
+# Names without any beginning, as PEFT has them of a model by itself.
+_BARE_UNET = re.compile(
+    r"(?:(?:down|up)_blocks|mid_block|(?:input|output)_blocks|middle_block|conv_in|conv_out|time_embedding|add_embedding"
+    r"|time_embed|label_emb|out)\."
+)
+_BARE_UNET_WHOLE = re.compile(r"conv_in|conv_out")
+_BARE_TEXT = re.compile(rf"(?:text_model\.)?encoder\.layers\.|(?:text_model\.)?{PROJECTION}\Z")
+_TEXT_ROOTS = ("transformer_", "model_", "text_model_")
+_OPEN_CLIP = re.compile(r"resblocks_(\d+)_(mlp_c_fc|mlp_c_proj|attn_out_proj)")
+_OPEN_CLIP_NAMES = {"mlp_c_fc": "mlp_fc1", "mlp_c_proj": "mlp_fc2", "attn_out_proj": "self_attn_out_proj"}
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the name of a tensor says.
+
+    Attributes:
+        key: of the module, as kohya's files spell it; see `family.family_keys` for what the family decides.
+        role: which factor of the layer it is, or "alpha".
+        part: "unet", "te", "te1" or "te2", as it is spelled.
+        path: of the module as PEFT knows it, below its model.
+        inner: the same without the beginning that names the part.
+        adapter: the name of PEFT's adapter where it is spelled out.
+    """
+
+    key: str
+    role: str
+    part: str
+    path: str
+    inner: str
+    adapter: str | None = None
 
 
 def split_name(name: str) -> tuple[str, str] | None:
     """The key of the module, as kohya's files spell it, and what the tensor is; None for a name that is no LoRA's.
 
-    SDXL's modules that are named as Diffusers does keep that name here, as one name does not tell the family: see
-    `family_keys`.
-
     >>> split_name("unet.mid_block.attentions.0.proj_in.lora_A.weight")
     ('lora_unet_mid_block_attentions_0_proj_in', 'down')
     """
+    named = read_name(name)
+    return named and (named.key, named.role)
+
+
+def read_name(name: str) -> Named | None:
+    """What the name of a tensor says; None for one that is no LoRA's."""
     if len(name) > LONGEST:
         return None
-    for suffix, role in _SUFFIXES:
-        if name.endswith(suffix):
-            key = module_key(name.removesuffix(suffix))
-            return (key, role) if key else None
+    for pattern in _ENDS:
+        match = pattern.search(name)
+        if match:
+            module = name[: match.start()]
+            found = _module(module)
+            if found is None:
+                return None
+            adapter = match.groupdict().get("adapter")
+            if adapter == "weight":
+                adapter = None
+            key, part, inner = found
+            role = _ROLES.get(match["role"], match["role"])
+            return Named(key, role, part, _unwrapped(module), inner, adapter)
     return None
 
 
 def module_key(path: str) -> str | None:
     """The key, as kohya's files spell it, of a module given in any spelling; None if it is in none."""
-    if _KEY.fullmatch(path):
-        return path
-    match = _UNET.fullmatch(path)
-    if match:
-        inner = match[1].replace(".processor.", ".")
-        return unet_key(f"{inner}.0" if inner.endswith(".to_out") else inner)
-    match = _TEXT_ENCODER.fullmatch(path)
-    if match:
-        inner = re.sub(r"\.self_attn\.to_(q|k|v|out)$", r".self_attn.\1_proj", match[2])
-        return text_encoder_key(inner, 2 if match[1] else None)
-    return None
+    found = _module(path)
+    return found and found[0]
 
 
-def family_of(shapes: Mapping[str, tuple[int, int]]) -> str | None:
-    """The family that keys and the shapes of their weights (outputs, inputs) tell; None where they leave it open."""
-    if any(_XL_KEY.match(key) for key in shapes):
-        return "sdxl"
-    widths = {shape[1] for key, shape in shapes.items() if key.endswith(_CAPTION_READERS)}
-    widths |= {shape[1] for key, shape in shapes.items() if key.endswith("self_attn_q_proj")}
-    found = {CAPTION_WIDTHS[width] for width in widths if width in CAPTION_WIDTHS}
-    return found.pop() if len(found) == 1 else None
+def _unwrapped(path: str) -> str:
+    """A module's path without what stands around the whole model."""
+    while True:
+        wrapper = next((wrapper for wrapper in _WRAPPERS if path.startswith(wrapper)), None)
+        if wrapper is None:
+            return path
+        path = path.removeprefix(wrapper)
 
 
-def family_keys(keys: Iterable[str], family: str | None) -> dict[str, str]:
-    """Key -> the same key as files of the family spell it: for SDXL the original layout's names, `lora_te1_`."""
-    if family != "sdxl":
-        return {key: key for key in keys}
-    return {key: _xl_key(key) for key in keys}
+def _module(path: str) -> tuple[str, str, str] | None:
+    """Key, part and path below the part of a module."""
+    path = _unwrapped(path)
+    beginning, part = next(((start, part) for start, part in _BEGINNINGS if path.startswith(start)), ("", None))
+    inner = _unwrapped(path.removeprefix(beginning))
+    if part is None and (_BARE_UNET.match(path) or _BARE_UNET_WHOLE.fullmatch(path)):
+        part = "unet"
+    if part is None and _BARE_TEXT.match(path):
+        part = "te"
+    if part is None or not inner:
+        return None
+    return (_unet_name(inner) if part == "unet" else _text_name(inner, part)), part, inner
 
 
-def _xl_key(key: str) -> str:
-    if key.startswith(TEXT_ENCODER_KEY_PREFIX):
-        return f"lora_te1_{key.removeprefix(TEXT_ENCODER_KEY_PREFIX)}"
-    pieces = key.removeprefix(UNET_KEY_PREFIX).split("_")
-    for length in range(len(pieces), 0, -1):
-        head = _xl_table().get("_".join(pieces[:length]))
-        if head is not None:
-            return UNET_KEY_PREFIX + "_".join([head, *pieces[length:]])
-    return key
+def _unet_name(inner: str) -> str:
+    name = inner.replace(".processor.", ".").replace(".", "_")
+    return f"{UNET_KEY_PREFIX}{name}_0" if name.endswith("_to_out") else UNET_KEY_PREFIX + name
 
 
-@lru_cache(maxsize=1)
-def _xl_table() -> dict[str, str]:
-    table = unet_table(UNET_SHAPES["sdxl"].layout)
-    return {ours.replace(".", "_"): theirs.replace(".", "_") for ours, theirs in table.items()}
+def _text_name(inner: str, part: str) -> str:
+    name = inner.replace(".", "_")
+    for root in _TEXT_ROOTS:
+        name = name.removeprefix(root)
+    if name == PROJECTION:
+        return PROJECTION_KEY if part == "te2" else f"lora_{part}_{PROJECTION}"
+    theirs = _OPEN_CLIP.fullmatch(name)
+    if theirs:
+        name = f"encoder_layers_{theirs[1]}_{_OPEN_CLIP_NAMES[theirs[2]]}"
+    name = re.sub(r"_self_attn_to_(q|k|v|out)\Z", r"_self_attn_\1_proj", name)
+    prefix = TEXT_ENCODER_KEY_PREFIX if part == "te" else f"lora_{part}_"
+    return f"{prefix}text_model_{name}"

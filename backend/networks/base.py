@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from backend.errors import UserError
 from backend.lora.file import layers_of, listing, write_lora
-from backend.lora.fit import check_keys
+from backend.lora.fit import check_keys, respelled
+from backend.lora.layer import Layer
 from backend.networks.adapter import Adapter, Attachment, attach
 from backend.networks.dropout import Dropout, DropoutRates
-from backend.networks.modules import FoundModule, TextEncoders, find_modules
+from backend.networks.modules import FoundModule, TextEncoders, find_places
 
 
 @dataclass(frozen=True)
@@ -139,21 +140,34 @@ class Network(nn.Module):
         self._attached = []
 
     def merge_to(
-        self, text_encoder: TextEncoders, unet: nn.Module | None, weights_sd: Mapping[str, Tensor] | None = None
+        self,
+        text_encoder: TextEncoders,
+        unet: nn.Module | None,
+        weights_sd: Mapping[str, Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         """Add the network to a model's weights, at its multiplier: W += multiplier * delta, summed in float32.
 
         Args:
-            text_encoder, unet: the model; its weights keep their dtype.
-            weights_sd: loaded first, if given.
+            text_encoder, unet: the model; its weights keep their dtype and device.
+            weights_sd: loaded first, if given. A part of the model of which it has nothing is dropped from the network.
+            dtype: the sums are rounded to it before they are put into the weights; None rounds them once, to the
+                weight's own.
+            device: where the sums are computed; None is the device of the weight.
 
         Raises:
-            UserError: the model lacks a module that the network has an adapter for.
+            UserError: the model lacks a module that the network has an adapter for, or weights are missing.
         """
         if weights_sd is not None:
+            layers = self._respelled(weights_sd)
+            if not any(key.startswith("lora_te") for key in layers):
+                self._drop(self.text_encoder_loras)
+            if not any(key.startswith("lora_unet_") for key in layers):
+                self._drop(self.unet_loras)
             self.load_state_dict(weights_sd)
         for adapter, found in self._pairs(text_encoder, unet):
-            add_to_weight(found.module, adapter.delta(), adapter.multiplier)
+            add_to_weight(found.module, adapter.delta(), adapter.multiplier, dtype, device)
 
     def parameter_groups(
         self,
@@ -256,7 +270,7 @@ class Network(nn.Module):
         Raises:
             UserError: a key matches nothing here, an adapter gets no weights (only if `strict`), or a rank differs.
         """
-        layers, adapters = layers_of(state_dict), {adapter.lora_name: adapter for adapter in self.adapters()}
+        layers, adapters = self._respelled(state_dict), {adapter.lora_name: adapter for adapter in self.adapters()}
         if strict:
             check_keys(layers, adapters, "weights_sd")
             missing = [key for key in adapters if key not in layers]
@@ -272,6 +286,10 @@ class Network(nn.Module):
                 raise UserError(f"{key} {error}", field="weights_sd") from error
         return super().load_state_dict(tensors, strict=strict, assign=assign)
 
+    def _respelled(self, state_dict: Mapping[str, Tensor]) -> dict[str, Layer]:
+        """The layers of a file's tensors by the names of the adapters."""
+        return respelled(layers_of(state_dict), [adapter.lora_name for adapter in self.adapters()])
+
     def save_weights(
         self, file: str | Path, dtype: torch.dtype | None = None, metadata: Mapping[str, str] | None = None
     ) -> None:
@@ -284,17 +302,30 @@ class Network(nn.Module):
         adapters.clear()
 
     def _pairs(self, text_encoder: TextEncoders, unet: nn.Module | None) -> list[tuple[Adapter, FoundModule]]:
-        found = find_modules(text_encoder if self.text_encoder_loras else None, unet if self.unet_loras else None)
+        found = find_places(text_encoder if self.text_encoder_loras else None, unet if self.unet_loras else None)
         adapters = {adapter.lora_name: adapter for adapter in self.adapters()}
         check_keys(adapters, found, "network")
         return [(adapter, found[key]) for key, adapter in adapters.items()]
 
 
 @torch.no_grad()
-def add_to_weight(module: nn.Module, delta: Tensor, multiplier: float) -> None:
-    """W += multiplier * delta, summed in the precision of delta and rounded once to the weight's."""
+def add_to_weight(
+    module: nn.Module,
+    delta: Tensor,
+    multiplier: float,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> None:
+    """W += multiplier * delta, summed in the precision of delta and rounded to the weight's.
+
+    Args:
+        dtype: to which the sum is rounded before.
+        device: where it is computed; None is the weight's.
+    """
     weight = module.weight
-    weight.copy_(weight.to(delta.dtype) + delta.to(weight.device).reshape(weight.shape) * multiplier)
+    device = weight.device if device is None else device
+    total = weight.to(device, delta.dtype) + delta.to(device).reshape(weight.shape) * multiplier
+    weight.copy_(total if dtype is None else total.to(dtype))
 
 
 def _one_each(value: float | Sequence[float] | None, count: int) -> list[float | None]:

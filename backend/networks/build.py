@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from backend.config.network import network_options
 from backend.config.ranks import has_conv, module_rank, ranks_of_blocks, rate_weights
 from backend.errors import UserError
-from backend.lora.file import layers_of, read_tensors, tensors_of
-from backend.lora.fit import check_fit
+from backend.lora.file import parse, tensors_of
+from backend.lora.fit import fitted
 from backend.lora.layer import Layer
+from backend.lora.source import read_tensors
 from backend.networks.adapter import DEFAULT_DIM, Adapter, Place
 from backend.networks.base import Network, Rates
 from backend.networks.dropout import DropoutRates
-from backend.networks.modules import TextEncoders, as_list, find_modules, shapes_of, unet_shape
+from backend.networks.modules import TextEncoders, as_list, find_modules, find_places, shapes_of, unet_shape
 from backend.tables.blocks import SD, SDXL, Blocks
+from backend.terminal import warn
 
 Parts = tuple[TextEncoders, nn.Module | None]
 
@@ -89,19 +91,20 @@ def library_face(kind: Kind) -> tuple[Callable[..., Network], Callable[..., tupl
         text_encoder: TextEncoders,
         unet: nn.Module | None,
         weights_sd: Mapping[str, Tensor] | None = None,
-        *,
-        dropout: float | None = None,
+        for_inference: bool = False,
         **network_args: Any,
     ) -> tuple[Network, dict[str, Tensor]]:
         """The network that is in a LoRA file, with its weights loaded.
 
         Args:
             multiplier: how strongly it acts.
-            file: path of a LoRA file; read only if `weights_sd` is None.
+            file: path of a LoRA file, or of a PEFT adapter's folder; read only if `weights_sd` is None.
             vae: not used.
             text_encoder, unet: the model, for its shapes.
             weights_sd: the tensors of a LoRA file in any spelling.
-            dropout, network_args: as for `create_network`; ranks and alphas are those of the file.
+            for_inference: the network is only to be used: no gradients, and nothing is left out in training mode.
+            network_args: as for `create_network`, `dropout` too; ranks and alphas are those of the file. With
+                `allow_unmatched` what matches no module of the model is left out with a warning instead of refused.
 
         Returns:
             The network, and the file's tensors under the names that the network's `state_dict` has.
@@ -109,7 +112,10 @@ def library_face(kind: Kind) -> tuple[Callable[..., Network], Callable[..., tupl
         Raises:
             UserError: the file is broken or of another kind, or a key in it matches no module of the model.
         """
-        return network_from_file(kind, multiplier, (file, weights_sd), (text_encoder, unet), dropout, network_args)
+        dropout, allow = network_args.pop("dropout", None), bool(network_args.pop("allow_unmatched", False))
+        source, parts = WeightsSource(file, weights_sd, allow), (text_encoder, unet)
+        network, ready = network_from_file(kind, multiplier, source, parts, dropout, network_args)
+        return (for_use(network) if for_inference else network), ready
 
     return create_network, create_network_from_weights
 
@@ -147,10 +153,31 @@ def build_network(
     return kind.network(adapters, multiplier, _rates(options, weights), _dropout(kind, options, dropout), options)
 
 
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where a network's weights come from: the file, or its tensors if they have been read already.
+
+    Attributes:
+        allow_unmatched: leave out what matches no module of the model.
+    """
+
+    file: str | Path | None
+    tensors: Mapping[str, Tensor] | None = None
+    allow_unmatched: bool = False
+
+
+def for_use(network: Network) -> Network:
+    """A network that is only used: without gradients, and without dropout in whatever mode its model is."""
+    for adapter in network.adapters():
+        adapter.dropout = None
+    network.dropout = None
+    return network.requires_grad_(False).eval()
+
+
 def network_from_file(
     kind: Kind,
     multiplier: float,
-    source: tuple[str | Path | None, Mapping[str, Tensor] | None],
+    source: WeightsSource,
     parts: Parts,
     dropout: float | None,
     network_args: Mapping[str, Any],
@@ -158,18 +185,21 @@ def network_from_file(
     """The network that a file holds; see `library_face`.
 
     Args:
-        source: the file, and its tensors if they have been read already.
+        source: of the weights.
         parts: text encoders and U-Net.
     """
-    file, tensors = source
+    file, tensors = source.file, source.tensors
     metadata: dict[str, str] = {}
     if tensors is None:
         if file is None:
             raise UserError("give a file, or its tensors as weights_sd", field="file")
         tensors, metadata = read_tensors(file)
     field = "weights_sd" if file is None else str(file)
-    layers, found = layers_of(tensors, metadata, field), find_modules(*parts)
-    check_fit(layers, shapes_of(found), field)
+    found = find_places(*parts)
+    read = parse(tensors, metadata, field, source.allow_unmatched)
+    layers, notes = fitted(read, shapes_of(found), field, allow_unmatched=source.allow_unmatched)
+    for note in notes:
+        warn(f"{field}: {note}")
     other = next((layer for layer in layers.values() if not isinstance(layer, kind.layer)), None)
     if other is not None:
         raise UserError(f"holds a {other.KIND}, which {kind.name} cannot train", field=field)

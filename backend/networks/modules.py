@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from torch import nn
 
 from backend.errors import UserError
-from backend.tables.names import TEXT_ENCODERS, Target, UNetShape, text_encoder_targets, unet_targets
+from backend.tables.names import (
+    TEXT_ENCODERS,
+    Target,
+    UNetShape,
+    further_text_targets,
+    further_unet_targets,
+    text_encoder_targets,
+    unet_targets,
+)
 
 TextEncoders = nn.Module | Sequence[nn.Module] | None
 
@@ -41,8 +49,7 @@ def find_modules(text_encoders: TextEncoders, unet: nn.Module | None) -> dict[st
     """
     encoders = as_list(text_encoders)
     shape = None if unet is None else unet_shape(unet)
-    # SD1 and SD2 have the same names.
-    family = "sdxl" if len(encoders) > 1 or (shape is not None and shape.xl) else "sd1"
+    family = _names_of(encoders, shape)
     if len(encoders) > TEXT_ENCODERS[family] or (shape is not None and not shape.xl and len(encoders) > 1):
         raise UserError(f"{len(encoders)} are too many for this U-Net", field="text_encoder")
     found: dict[str, FoundModule] = {}
@@ -53,6 +60,33 @@ def find_modules(text_encoders: TextEncoders, unet: nn.Module | None) -> dict[st
     if shape is not None:
         found |= _resolve(unwrapped(unet), unet_targets(shape), "unet")
     return found
+
+
+def find_places(text_encoders: TextEncoders, unet: nn.Module | None) -> dict[str, FoundModule]:
+    """Every module that a LoRA file can hold a layer for: those of `find_modules`, and those at the model's ends.
+
+    Args, Raises: as of `find_modules`.
+    """
+    found = find_modules(text_encoders, unet)
+    encoders = as_list(text_encoders)
+    shape = None if unet is None else unet_shape(unet)
+    for index, encoder in enumerate(encoders):
+        targets = further_text_targets(_names_of(encoders, shape), index)
+        found |= _resolve(unwrapped(encoder), _present(unwrapped(encoder), targets), "text_encoder", index)
+    if shape is not None:
+        found |= _resolve(unwrapped(unet), _present(unwrapped(unet), further_unet_targets(shape)), "unet")
+    return found
+
+
+def _names_of(encoders: Sequence[nn.Module], shape: UNetShape | None) -> str:
+    """The family whose names a model's modules have; SD1 and SD2 have the same."""
+    return "sdxl" if len(encoders) > 1 or (shape is not None and shape.xl) else "sd1"
+
+
+def _present(root: nn.Module, targets: Sequence[Target]) -> list[Target]:
+    """Those of the places that a model has."""
+    names = {name for name, _ in root.named_modules()}
+    return [target for target in targets if target.path in names]
 
 
 def shapes_of(found: Mapping[str, FoundModule]) -> dict[str, tuple[int, int]]:

@@ -62,6 +62,7 @@ class Target:
         checkpoint_key: its weight in a single-file checkpoint of the original layout.
         third: it is the first, second or third third of that weight's rows (0, 1, 2), where query, key and value are
             one matrix there; None where it is the whole.
+        transposed: the checkpoint has inputs in rows.
         kind: of the module in the original layout. Some libraries load a 1x1 convolution as a linear layer.
         block: number of the U-Net block (see blocks.py); None for a text encoder.
         conv_only: it carries a LoRA only in a network that also trains 3x3 convolutions (LoRA-C3Lier).
@@ -76,6 +77,7 @@ class Target:
     conv_only: bool = False
     optional: bool = False
     third: int | None = None
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,18 @@ TEXT_ENCODERS = {"sd1": 1, "sd2": 1, "sdxl": 2}
 _CLIP_PREFIXES = {("sd1", 0): CLIP_PREFIX, ("sdxl", 0): SDXL_CLIP_PREFIX}
 _OPEN_CLIP_PREFIXES = {("sd2", 0): OPEN_CLIP_PREFIX, ("sdxl", 1): SDXL_OPEN_CLIP_PREFIX}
 _STACKED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+# Linear layers and convolutions outside the blocks, which no network here trains, but which files may hold: whether
+# only SDXL has them, and whether they come after all blocks.
+_ENDS: tuple[tuple[str, Kind, bool, bool], ...] = (
+    ("conv_in", "conv3x3", False, False),
+    ("time_embedding.linear_1", "linear", False, False),
+    ("time_embedding.linear_2", "linear", False, False),
+    ("add_embedding.linear_1", "linear", True, False),
+    ("add_embedding.linear_2", "linear", True, False),
+    ("conv_out", "conv3x3", False, True),
+)
+PROJECTION = "text_projection"
+PROJECTION_KEY = f"{TEXT_ENCODER_KEY_PREFIX[:-1]}2_{PROJECTION}"
 
 
 def unet_key(path: str, shape: UNetShape | None = None) -> str:
@@ -149,6 +163,28 @@ def unet_targets(family: str | UNetShape) -> tuple[Target, ...]:
         _check_family(family)
         return _unet_targets(UNET_SHAPES[family])
     return _unet_targets(family)
+
+
+@lru_cache(maxsize=32)
+def further_unet_targets(shape: UNetShape) -> tuple[Target, ...]:
+    """Modules of the U-Net that no network here trains, but that files of other programs may hold.
+
+    They count as of the first and the last block.
+    """
+    last = shape.blocks.count - 1
+    return tuple(
+        Target(path, unet_key(path, shape), _checkpoint_key(shape, path), kind, last if after else 0, conv_only=True)
+        for path, kind, only_xl, after in _ENDS
+        if shape.xl or not only_xl
+    )
+
+
+def further_text_targets(family: str, index: int = 0) -> tuple[Target, ...]:
+    """The same of a text encoder; its path is below the whole encoder: SDXL's second has a projection."""
+    if (family, index) != ("sdxl", 1):
+        return ()
+    weight = SDXL_OPEN_CLIP_PREFIX + PROJECTION
+    return (Target(PROJECTION, PROJECTION_KEY, weight, "linear", transposed=True),)
 
 
 @lru_cache(maxsize=128)

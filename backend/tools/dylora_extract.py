@@ -12,8 +12,8 @@ from backend.errors import UserError
 from backend.lora.file import LoraFile, read_lora
 from backend.lora.layer import LoraLayer
 from backend.lora.provenance import cut_from, table_in
-from backend.terminal import ended_by_signals, track
-from backend.tools.files import check_target, keep_config, save
+from backend.terminal import ended_by_signals, track, warn
+from backend.tools.files import check_target, keep_config, only_loras, save
 from backend.tools.report import Bars, Made, Report, tell
 
 
@@ -25,9 +25,11 @@ def run(config: ExtractDyLora) -> None:
     """
     with ended_by_signals():
         source, result = config.dylora.model, config.result
-        file = read_lora(source)
+        file = read_lora(source, config.dylora.allow_unmatched)
+        for note in file.notes:
+            warn(f"{source}: {note}")
         check_kind(file, config.dylora.force, source)
-        layers = {key: layer for key, layer in file.layers.items() if isinstance(layer, LoraLayer)}
+        layers = only_loras([source], [file])[0]
         rank = rank_of(layers, source)
         unit = unit_of(file, config.dylora.unit, rank, source)
         targets = {step: numbered(result.save_to, step) for step in range(unit, rank + 1, unit)}

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,12 +13,14 @@ from backend.config.lora_tools import LoraResult, Mixture
 from backend.errors import UserError
 from backend.header import METADATA_KEY, pack_header
 from backend.lora.algebra import by_key, vanishes
-from backend.lora.file import PICKLES, LoraFile, listing, read_lora, tensors_of, write_lora
+from backend.lora.family import family_keys, spelled_for, titles_of
+from backend.lora.file import LoraFile, listing, read_lora, tensors_of, write_lora
+from backend.lora.fit import LEAVE_OUT
 from backend.lora.layer import Layer, LoraLayer
 from backend.lora.metadata import minimum_metadata
 from backend.lora.places import block_of, order_of_blocks
 from backend.lora.provenance import Source
-from backend.lora.spelling import family_keys
+from backend.lora.source import PICKLES
 from backend.replacing import replacing
 from backend.tables.identity import title_of
 from backend.terminal import warn
@@ -53,7 +55,8 @@ def keep_config(config: Command, result: LoraResult) -> None:
     """Keep the resolved config beside the result."""
     if not result.dry_run:
         with replacing(result.save_to.with_suffix(".config.toml")) as temporary:
-            temporary.write_text(resolved_toml(config), encoding="utf-8")
+            # A path that is no UTF-8 cannot stand in a toml.
+            temporary.write_text(resolved_toml(config), encoding="utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,16 @@ def read_files(mixture: Mixture, family: str | None = None) -> Inputs:
     """
     used = [(path, ratio) for path, ratio in zip(mixture.models, mixture.weights, strict=True) if ratio]
     paths, ratios = (tuple(part) for part in zip(*used, strict=True))
-    files = [read_lora(path) for path in paths]
+    files = [read_lora(path, mixture.allow_unmatched) for path in paths]
     family = family or common_family(paths, files)
-    files = [_known(path, file, family, mixture.allow_unmatched) for path, file in zip(paths, files, strict=True)]
+    spelling = family or ("sdxl" if any(spelled_for(file.shapes) == "sdxl" for file in files) else "sd1")
+    files = [
+        _known(path, file, family, spelling, mixture.allow_unmatched) for path, file in zip(paths, files, strict=True)
+    ]
+    for path, file in zip(paths, files, strict=True):
+        for note in file.notes:
+            warn(f"{path}: {note}")
+    files = [replace(file, notes=()) for file in files]
     sizes: dict[str, tuple[tuple[int, int], Path]] = {}
     for path, file in zip(paths, files, strict=True):
         for key, layer in file.layers.items():
@@ -110,39 +120,45 @@ def read_files(mixture: Mixture, family: str | None = None) -> Inputs:
 
 
 def common_family(paths: Sequence[Path], files: Sequence[LoraFile]) -> str | None:
-    """The family that files are made for; None where none of them tells.
+    """The family that files are made for; None where they leave it open.
 
     Raises:
         UserError: they are made for different ones.
     """
-    known = {path: file.family for path, file in zip(paths, files, strict=True) if file.family}
-    if len(set(known.values())) > 1:
-        told = ", ".join(f"{path} for {title_of(family)}" for path, family in known.items())
+    known = {path: file.families for path, file in zip(paths, files, strict=True) if file.families}
+    common = frozenset.intersection(*known.values()) if known else frozenset()
+    if known and not common:
+        told = ", ".join(f"{path} for {titles_of(families)}" for path, families in known.items())
         raise UserError(f"are made for different models: {told}", field="models")
-    return next(iter(known.values()), None)
+    return next(iter(common)) if len(common) == 1 else None
 
 
-def _known(path: Path, file: LoraFile, family: str | None, allow_unmatched: bool) -> LoraFile:
+def _known(path: Path, file: LoraFile, family: str | None, spelling: str, allow_unmatched: bool) -> LoraFile:
     """The file with the keys of its family, which one alone may not tell.
+
+    Args:
+        family: None where it is not known.
+        spelling: the family whose spelling the keys get.
 
     Raises:
         UserError: it has keys that no model of the family has.
     """
-    if file.family not in (None, family):
-        raise UserError(f"is made for {title_of(file.family)}, the model is {title_of(family)}", field=str(path))
-    names = family_keys(file.layers, family)
+    if family is not None and file.families and family not in file.families:
+        raise UserError(f"is made for {titles_of(file.families)}, the model is {title_of(family)}", field=str(path))
+    names = family_keys(file.shapes, spelling)
     layers = {names[key]: layer for key, layer in file.layers.items()}
-    unmatched = [key for key in layers if block_of(key, family) is None]
+    unmatched = [key for key in layers if block_of(key, spelling) is None]
     if not unmatched:
-        return LoraFile(layers, file.metadata)
+        return replace(file, layers=layers)
     model = "any model" if family is None else f"a {title_of(family)} model"
     message = f"{len(unmatched)} of its keys match no module of {model}: {listing(unmatched)}"
     if len(unmatched) == len(layers):
         raise UserError(message, field=str(path))
     if not allow_unmatched:
-        raise UserError(f"{message}; give --allow_unmatched to leave them out", field=str(path))
-    warn(f"{path}: {message}; left out")
-    return LoraFile({key: layer for key, layer in layers.items() if key not in set(unmatched)}, file.metadata)
+        raise UserError(f"{message}; {LEAVE_OUT}", field=str(path))
+    note, lost = f"{message}; left out", set(unmatched)
+    return replace(file, layers={key: layer for key, layer in layers.items() if key not in lost},
+                   notes=(*file.notes, note))  # fmt: skip
 
 
 def only_loras(paths: Sequence[Path], files: Sequence[LoraFile]) -> list[dict[str, LoraLayer]]:

@@ -12,12 +12,15 @@ from typing import Any
 import torch
 
 from backend.config.tools import InspectLora
-from backend.lora.file import SAFETENSORS, read_tensors
-from backend.lora.file import layers_of as read_layers
+from backend.errors import UserError
+from backend.lora.family import spelled_for
+from backend.lora.file import LoraFile, parse
+from backend.lora.kinds import architecture_of, embedding_of, kind_of_file, stranger
 from backend.lora.layer import Layer, LoraLayer
 from backend.lora.metadata import LEGACY_HASH, MODEL_HASH, file_hashes
 from backend.lora.places import block_of, order_of_blocks
-from backend.lora.spelling import family_of
+from backend.lora.source import SAFETENSORS, adapter_files, read_tensors
+from backend.lora.spelling import module_key, read_name
 
 UNKNOWN = "unknown"
 # Fields that are long, and lists of what stands elsewhere.
@@ -33,25 +36,39 @@ def run(config: InspectLora) -> None:
 def inspect(path: Path) -> dict[str, Any]:
     """What a LoRA file holds, as plain values.
 
-    Norms are Frobenius norms of the change of weight at multiplier 1.
+    Norms are Frobenius norms of the change of weight at multiplier 1. A file that is no LoRA but can be named, such as
+    a LoKr, is shown as far as it can be read, with the reason under "refused".
 
     Raises:
-        UserError: the file is missing, broken or no LoRA.
+        UserError: the file is missing or broken, or nobody knows what it is.
     """
     tensors, metadata = read_tensors(path)
-    layers = read_layers(tensors, metadata, str(path))
-    family = family_of({key: layer.shape for key, layer in layers.items()})
+    refused = None
+    try:
+        file = parse(tensors, metadata, str(path), allow_unmatched=True)
+        kind = kind_of(file.layers.values())
+    except UserError as error:
+        strangers = [name for name in tensors if read_name(name) is None and embedding_of(name) is None]
+        named = kind_of_file(strangers)
+        if named is None and (other := architecture_of(tensors)):
+            named = f"LoRA for {other}"
+        if named is None:
+            raise
+        file, kind, refused = LoraFile({}), named.removeprefix("an ").removeprefix("a "), error.message
+    layers, family = file.layers, file.family
     blocks: dict[str, list[Layer]] = {}
     for key, layer in layers.items():
-        blocks.setdefault(block_of(key, family) or UNKNOWN, []).append(layer)
+        blocks.setdefault(block_of(key, family or spelled_for(file.shapes)) or UNKNOWN, []).append(layer)
     return {
         "file": str(path),
-        "bytes": path.stat().st_size,
-        "kind": kind_of(layers.values()),
+        "bytes": sum(one.file.stat().st_size for one in adapter_files(path)),
+        "kind": kind,
+        "refused": refused,
+        "notes": list(file.notes),
         "module": metadata.get("ss_network_module"),
         "family": family or UNKNOWN,
-        "modules": len(layers),
-        "parameters": sum(factor.numel() for layer in layers.values() for factor in layer.factors.values()),
+        "modules": len(layers) if refused is None else len(modules_of(tensors)),
+        "parameters": sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith("alpha")),
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
         "ranks": _count(layer.rank for layer in layers.values()),
         "alphas": _count(layer.alpha for layer in layers.values()),
@@ -59,6 +76,15 @@ def inspect(path: Path) -> dict[str, Any]:
         "hashes": _hashes(path, metadata),
         "metadata": {name: metadata[name] for name in sorted(metadata)},
     }
+
+
+def modules_of(names: Iterable[str]) -> set[str]:
+    """What a file of another kind has tensors for, by the beginnings of their names."""
+    found = set()
+    for name in names:
+        said, other = read_name(name), stranger(name)
+        found.add(said.key if said else module_key(other.module) or other.module or name.rpartition(".")[0])
+    return found
 
 
 def kind_of(layers: Iterable[Layer]) -> str:
@@ -93,10 +119,11 @@ def _count(values: Iterable[float]) -> dict[str, int]:
 
 def _hashes(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The hashes that the file has and those that its tensors make."""
-    if path.suffix.lower() not in SAFETENSORS:
+    files = [one.file for one in adapter_files(path)]
+    if len(files) != 1 or files[0].suffix.lower() not in SAFETENSORS:
         return {}
     stored = {name: metadata[name] for name in (MODEL_HASH, LEGACY_HASH) if name in metadata}
-    made = file_hashes(path)
+    made = file_hashes(files[0])
     return {**made, "right": all(made[name] == value for name, value in stored.items()) if stored else None}
 
 
@@ -108,12 +135,15 @@ def as_text(report: Mapping[str, Any]) -> str:
         f"kind        {report['kind']}" + (f", {report['module']}" if report["module"] else ""),
         f"family      {report['family']}",
         f"modules     {report['modules']}, {report['parameters']:,} parameters, {', '.join(report['dtypes'])}",
-        f"ranks       {_spread(report['ranks'])}",
-        f"alphas      {_spread(report['alphas'])}",
     ]
+    lines += [f"not usable  {report['refused']}"] if report["refused"] else []
+    lines += [f"note        {note}" for note in report["notes"]]
+    if report["ranks"]:
+        lines += [f"ranks       {_spread(report['ranks'])}", f"alphas      {_spread(report['alphas'])}"]
     if report["hashes"]:
         lines.append(f"hashes      {right[report['hashes']['right']]}")
-    lines += ["", f"{'block':<10}{'modules':>8}  {'rank':<14}{'alpha':<14}{'norm, mean':>12}{'largest':>12}"]
+    if report["blocks"]:
+        lines += ["", f"{'block':<10}{'modules':>8}  {'rank':<14}{'alpha':<14}{'norm, mean':>12}{'largest':>12}"]
     for name, block in report["blocks"].items():
         ranks, alphas = ("/".join(block[field]) for field in ("ranks", "alphas"))
         norms = "".join(

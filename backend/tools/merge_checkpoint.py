@@ -14,8 +14,7 @@ from backend.errors import UserError
 from backend.families.storage import PICKLE_SUFFIXES, write_safetensors, write_tensors
 from backend.families.weights import ModelWeights, open_weights
 from backend.lora.algebra import sum_norm
-from backend.lora.file import listing
-from backend.lora.fit import check_fit
+from backend.lora.fit import fitted
 from backend.lora.layer import Layer, LoraLayer
 from backend.lora.provenance import checkpoint_with
 from backend.terminal import track, warn
@@ -76,14 +75,11 @@ def changes_of(inputs: Inputs, weights: ModelWeights, allow_unmatched: bool) -> 
     shapes = weights.shapes
     changes: dict[str, list[Change]] = {}
     for path, file, ratio in zip(inputs.paths, inputs.files, inputs.ratios, strict=True):
-        layers = dict(file.layers)
-        unmatched = [key for key in layers if key not in shapes]
-        if unmatched and allow_unmatched and len(unmatched) < len(layers):
-            warn(f"{path}: {len(unmatched)} of its keys match nothing in the model: {listing(unmatched)}; left out")
-            layers = {key: layer for key, layer in layers.items() if key in shapes}
-        check_fit(layers, shapes, str(path))
+        layers, notes = fitted(file, shapes, str(path), weights.family, allow_unmatched)
+        for note in notes:
+            warn(f"{path}: {note}")
         for key, layer in layers.items():
-            changes.setdefault(weights.slots[key].name, []).append((key, layer, ratio))
+            changes.setdefault(weights.slot(key).name, []).append((key, layer, ratio))
     return changes
 
 
@@ -191,14 +187,17 @@ class Part:
         Raises:
             UserError: the scale is too large for float32.
         """
-        third = weights.slots[key].target.third
+        target = weights.slot(key).target
+        third = target.third
         start = (third or 0) * len(weights.weight(key))
         if not isinstance(layer, LoraLayer):
-            return cls(start, layer.delta().flatten(1), None, ratio)
+            delta = layer.delta().flatten(1)
+            return cls(start, delta.T.contiguous() if target.transposed else delta, None, ratio)
         scale = ratio * layer.alpha / layer.rank
         if not abs(scale) <= torch.finfo(torch.float32).max:
             raise UserError(f"a layer's alpha of {layer.alpha:g} is too large", field="models")
-        return cls(start, layer.up.flatten(1).float(), layer.down.flatten(1).float(), scale)
+        up, down = layer.up.flatten(1).float(), layer.down.flatten(1).float()
+        return cls(start, down.T, up.T, scale) if target.transposed else cls(start, up, down, scale)
 
     def add_to(self, rows: Tensor, first: int) -> None:
         """Add to rows of the tensor, in place.

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -12,10 +13,11 @@ from backend.config.training.network import Network as NetworkOptions
 from backend.draws import draw_key
 from backend.errors import UserError
 from backend.families.model import Model
-from backend.lora.file import layers_of, read_lora, read_tensors, tensors_of
-from backend.lora.fit import check_fit, check_keys
+from backend.lora.file import listing, read_lora, tensors_of
+from backend.lora.fit import check_keys, fitted
+from backend.lora.layer import Layer
 from backend.networks.base import add_to_weight
-from backend.networks.modules import FoundModule, find_modules, shapes_of
+from backend.networks.modules import FoundModule, find_places, shapes_of
 from backend.terminal import say, warn
 
 
@@ -28,6 +30,7 @@ def make_network(config: TrainNetwork, model: Model, seed: int) -> nn.Module:
     generator = torch.Generator().manual_seed(draw_key(seed, "network"))
     further = {"dropout": options.network_dropout, **options.network_args}
     if options.dim_from_weights:
+        further["allow_unmatched"] = options.allow_unmatched
         network, _ = module.create_network_from_weights(1.0, options.network_weights, *parts, **further)
     else:
         size = (options.network_dim, options.network_alpha)
@@ -39,7 +42,7 @@ def make_network(config: TrainNetwork, model: Model, seed: int) -> nn.Module:
         apply_unet=not options.network_train_text_encoder_only,
     )
     if options.network_weights is not None and not options.dim_from_weights:
-        continue_from(network, options, find_modules(model.text_encoders, model.unet))
+        continue_from(network, options, model)
     network.requires_grad_(True).train()
     return network
 
@@ -52,32 +55,47 @@ def merge_base_weights(options: NetworkOptions, model: Model) -> None:
     """
     multipliers = [*options.base_weights_multiplier, *[1.0] * len(options.base_weights)]
     for path, multiplier in zip(options.base_weights, multipliers, strict=False):
-        layers = read_lora(path).layers
-        modules = find_modules(model.text_encoders, model.unet)
-        check_fit(layers, shapes_of(modules), str(path))
+        modules = find_places(model.text_encoders, model.unet)
+        layers = layers_for(path, modules, model, options.allow_unmatched)
         for key, layer in layers.items():
             add_to_weight(modules[key].module, layer.delta(), multiplier)
         say(f"Merged {path} at {multiplier:g}")
 
 
-def continue_from(network: nn.Module, options: NetworkOptions, modules: Mapping[str, FoundModule]) -> None:
-    """Load `network_weights` into a network of the same ranks; what the file does not have starts from nothing.
+def layers_for(
+    path: Path, modules: Mapping[str, FoundModule], model: Model, allow_unmatched: bool
+) -> dict[str, Layer]:
+    """The layers of a file that go into a model, by the keys of its modules; what is left out is told.
 
-    Args:
-        modules: the model's, by key.
+    Raises:
+        UserError: the file is broken or made for another model.
+    """
+    file = read_lora(path, allow_unmatched)
+    layers, notes = fitted(file, shapes_of(modules), str(path), model.family.name, allow_unmatched)
+    for note in notes:
+        warn(f"{path}: {note}")
+    return layers
+
+
+def continue_from(network: nn.Module, options: NetworkOptions, model: Model) -> None:
+    """Load `network_weights` into a network of the same ranks; what the file does not have starts from nothing.
 
     Raises:
         UserError: the file is broken, made for another model, or has other ranks or modules.
     """
     path = options.network_weights
-    tensors, metadata = read_tensors(path)
-    layers = layers_of(tensors, metadata, str(path))
+    modules = find_places(model.text_encoders, model.unet)
+    layers = layers_for(path, modules, model, options.allow_unmatched)
     only = {"lora_unet_": options.network_train_unet_only, "lora_te": options.network_train_text_encoder_only}
-    check_fit(layers, shapes_of(modules), str(path))
     kept = {key: layer for key, layer in layers.items() if all(key.startswith(part) for part in only if only[part])}
     if len(kept) < len(layers):
         warn(f"{len(layers) - len(kept)} modules of {path} belong to the part that is not trained and are left out")
-    check_keys(kept, {adapter.lora_name: adapter for adapter in network.adapters()}, str(path))
+    own = {adapter.lora_name: adapter for adapter in network.adapters()}
+    strange = [key for key in kept if key not in own]
+    if strange and options.allow_unmatched and len(strange) < len(kept):
+        warn(f"{len(strange)} modules of {path} have no place in the network and are left out: {listing(strange)}")
+        kept = {key: layer for key, layer in kept.items() if key in own}
+    check_keys(kept, own, str(path))
     missing = len(network.adapters()) - len(kept)
     if missing:
         warn(f"{path} has no weights for {missing} of the network's modules, which start from nothing")

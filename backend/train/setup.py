@@ -156,7 +156,7 @@ def check(config: TrainNetwork, group: Group | None = None) -> Checked:
     check_optimizer(optim.optimizer, optim.optimizer_args)
     for path in (config.network.network_weights, *config.network.base_weights):
         if path is not None:
-            read_lora(path)
+            read_lora(path, config.network.allow_unmatched)
     datasets = dataset_of(config.data, config.dataset_defaults.keys())
     check_pixels(config.data, datasets)
     caches = open_caches(config.data, group.keeps_caches)

@@ -1,6 +1,8 @@
 """A model's widths are found without torch: from a folder's configs, from a file's header, else the usual ones."""
 
 import json
+import math
+import os
 from pathlib import Path
 
 import pytest
@@ -31,8 +33,12 @@ def shapes_of(widths: ModelWidths) -> dict[str, tuple[int, ...]]:
 
 
 def write_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
-    entries = {name: {"dtype": "F16", "shape": list(shape), "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    entries, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        entries[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
     path.write_bytes(pack_header(entries))
+    os.truncate(path, path.stat().st_size + end)  # the numbers take no place on the disk
     return path
 
 

@@ -15,8 +15,9 @@ from backend import events
 from backend.__main__ import main
 from backend.families.base import load_model
 from backend.header import read_header
-from backend.lora.file import read_lora, read_tensors, write_lora
+from backend.lora.file import read_lora, write_lora
 from backend.lora.metadata import file_hashes
+from backend.lora.source import read_tensors
 from backend.networks.lora import create_network_from_weights
 from tests.tools.loras import FAMILIES, Files, deltas
 
@@ -231,7 +232,7 @@ def test_wrong_files_are_one_line_and_leave_nothing(files: Files, tmp_path: Path
     broken.write_bytes(good.read_bytes()[:-9])
     model = ["--sd_model", source]
     cases = [
-        ([good, xl], [1, 1], [], "match no module of a Stable Diffusion XL model: lora_"),
+        ([good, xl], [1, 1], [], "models: are made for different models: .* for Stable Diffusion XL"),
         ([xl], [1], model, "is made for Stable Diffusion XL, the model is Stable Diffusion 1"),
         ([xl], [1], ["--v2"], "v2: is set, but the files are for Stable Diffusion XL"),
         ([good], [1], [*model, "--v2"], "v2: is set, but the files are for Stable Diffusion 1"),

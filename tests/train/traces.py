@@ -133,7 +133,7 @@ def files_of(folder: Path) -> list[Path]:
 
 def kinds_of(run: Run) -> Any:
     """Types of the tensors and names of the metadata of the last file, in whatever format it is."""
-    from backend.lora.file import read_tensors
+    from backend.lora.source import read_tensors
 
     tensors, metadata = read_tensors(run.outputs.final)
     return sorted({str(value.dtype) for value in tensors.values()}), sorted(metadata)

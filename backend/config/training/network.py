@@ -45,6 +45,10 @@ class Network(Section):
     base_weights_multiplier: Annotated[tuple[float, ...], ADVANCED] = ()
     """Multiplier of each file of base_weights; missing ones are 1."""
 
+    allow_unmatched: Annotated[bool, ADVANCED] = False
+    """Leave out layers of base_weights and network_weights that match nothing, with a warning, instead of refusing the
+    file."""
+
     network_train_unet_only: bool = False
     """Train the U-Net only and leave the text encoder as it is."""
 
