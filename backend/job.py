@@ -85,7 +85,8 @@ def read_job(folder: Path) -> Job | None:
 
     One whose job.json cannot be read is passed over, which is said once: it must not hide the others.
     """
-    if not (folder / "job.json").exists():
+    # A folder that may not be looked into is none either, and must not hide the others.
+    if not os.path.exists(folder / "job.json"):
         return None
     try:
         request = parse_json(read_text(folder / "job.json", None, "JSON", REQUEST_BYTES), "job.json", None)
@@ -95,7 +96,7 @@ def read_job(folder: Path) -> Job | None:
         _complain(str(folder), str(error) if isinstance(error, UserError) else f"job.json is broken: {error}")
         return None
     # In this order: a job that begins or ends between two looks must not seem interrupted.
-    asked = (folder / "stop").exists()
+    asked = os.path.exists(folder / "stop")
     started = _modified(folder / "pid")
     alive = is_alive(folder)
     code, ended = _read_exit(folder)

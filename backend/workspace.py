@@ -46,7 +46,7 @@ def slug(name: str, field: str = "name") -> str:
     name = unicodedata.normalize("NFC", name).strip()
     if not name:
         raise UserError("give a name", field)
-    if len(name.encode()) > _SLUG_LENGTH * 2 or len(name) > _SLUG_LENGTH:
+    if len(name.encode("utf-8", "replace")) > _SLUG_LENGTH * 2 or len(name) > _SLUG_LENGTH:
         raise UserError(f"a name has at most {_SLUG_LENGTH} characters", field)
     if not re.fullmatch(r"\w[\w .+-]*", name) or name[0] == "_" or name.endswith("."):
         raise UserError(

@@ -125,16 +125,17 @@ wanted_torch() {
 }
 
 # Whether the installed torch $1, built for CUDA $2, may stay: it is what was asked for or, where nothing was, runs with
-# the driver.
+# the driver and has code for the GPUs.
 torch_fits() {
     local wish=${LORALOOM_TORCH:-} found
     if [ -n "$wish" ]; then
         wish=${wish%%@*}
         [ "$1" = "$wish" ] || [ "${1%%+*}" = "$wish" ]
     elif found=$(nvidia) && [ "${found%%.*}" -ge 525 ]; then
-        case $2 in
-            12.*) ;;
-            13.*) [ "${found%%.*}" -ge 580 ] ;;
+        case "$2 $(choose_torch $found) for $found" in
+            13.*+cu12*) return 1 ;;
+            12.6*" for "*" 1"[0-9].*) return 1 ;;  # a GPU later than Hopper
+            12.* | 13.*) ;;
             *) return 1 ;;
         esac
     fi

@@ -247,7 +247,8 @@ def marked(problem: str | None, help_text: str | None, *classes: str) -> dict[st
     """The update of a widget that shows a problem in place of its help, or takes one away."""
     kept = ["option", *classes]
     if problem is None:
-        return gr.update(info=help_text, elem_classes=kept)
+        # None would leave what stands there.
+        return gr.update(info=help_text or "", elem_classes=kept)
     return gr.update(info=problem, elem_classes=[*kept, "invalid"])
 
 

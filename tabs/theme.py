@@ -303,7 +303,8 @@ footer button, footer .divider { opacity: 1 !important; color: var(--body-text-c
   .table table { font-size: .8rem; }
   .table th, .table td { padding: 4px 6px !important; }
   #generate-columns { flex-direction: column-reverse; }
-  #cancel { flex: 0 0 58px !important; min-width: 0 !important; padding: 0; font-size: .9rem; }
+  .run-buttons:has(#cancel) { gap: 6px; }
+  #cancel { flex: 0 0 66px !important; min-width: 0 !important; padding: 0; font-size: .9rem; align-self: stretch; }
   #picture { height: min(560px, 100vw) !important; }
 }
 """

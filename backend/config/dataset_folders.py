@@ -58,6 +58,8 @@ def numbered_folders(folder: Path, option: str, is_reg: bool, warnings: list[str
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}", option) from error
+    except ValueError as error:
+        raise UserError(f"{str(folder)!r} is no name of a folder", option) from error
     subsets: list[dict[str, Any]] = []
     for path in (entry for entry in entries if entry.is_dir()):
         named = FOLDER.fullmatch(path.name)

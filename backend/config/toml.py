@@ -1,5 +1,6 @@
 """toml in and out (`tomlkit`): flat or by sections when read, by sections when written, never a null."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ def load(path: str | Path, field: str = "config_file") -> dict[str, Any]:
         UserError: the file is missing, unreadable or not toml; names the line.
     """
     file = named_file(path, field)
-    if not file.exists() and file.suffix != ".toml" and Path(f"{file}.toml").exists():
+    # Unlike Path.exists these say no of a name that is too long for any file.
+    if not os.path.exists(file) and file.suffix != ".toml" and os.path.exists(f"{file}.toml"):
         file = Path(f"{file}.toml")
     return bounded.read_toml(file, field)
 
@@ -39,7 +41,7 @@ def named_file(path: str | Path, field: str) -> Path:
         UserError: it cannot be told which.
     """
     if isinstance(path, Path):
-        return path.expanduser()
+        return Path(os.path.expanduser(path))
     try:
         meant = meant_path(path)
     except ValueError as error:

@@ -10,12 +10,10 @@ from backend.errors import UserError
 from backend.families.prompt_text import CHUNKS
 from backend.generate.lora_tags import Tag, has_tags, take_tags
 from backend.generate.samplers import SAMPLERS
+from backend.tables.picture import GRID, LEAST, MOST, MOST_PIXELS
 
 OPTION = re.compile(r"\s+--(?=[A-Za-z])")
 MAX_SEED = 2**63 - 1
-# A picture's sides in pixels: a U-Net that halves three times has nothing left of smaller ones, and its VAE takes tens
-# of gigabytes for the largest.
-GRID, LEAST, MOST, MOST_PIXELS = 8, 64, 8192, 4096 * 4096
 
 
 def check_size(width: int | None, height: int | None) -> None:

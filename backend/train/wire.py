@@ -15,8 +15,8 @@ from backend.bounded import parse_json
 from backend.errors import UserError
 
 MARK = b"loom wire 1\n"
-# Most bytes of one message: the latents of a batch are far below.
-LIMIT = 2**30
+# Most bytes of one message, as a stranger could make us take a multiple of it: the latents of a batch are far below.
+LIMIT = 2**28
 _LENGTH = 8
 
 

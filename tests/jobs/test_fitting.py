@@ -19,8 +19,8 @@ FULL = "stabilityai/sd-turbo"
         (64, 64, {}),
         (512, None, {}),
         (708, 512, {"width": "must be a multiple of 8"}),
-        (512, 1, {"height": "must be at least 8"}),
-        (0, -8, {"width": "must be at least 8", "height": "must be at least 8"}),
+        (512, 1, {"height": "must be at least 64"}),
+        (0, -8, {"width": "must be at least 64", "height": "must be at least 64"}),
     ],
 )
 def test_a_size_is_a_multiple_of_8(width: int | None, height: int | None, wrong: dict[str, str]) -> None:
@@ -37,7 +37,7 @@ def test_what_cannot_fit_is_refused_with_the_largest_size_that_can() -> None:
     }
     assert size_problems(1576, 1576, FULL, Memory(8 * 10**9)) == {}
     # The side that is left out is the model's own.
-    assert "height" in size_problems(None, 80_000, FULL, PLENTY)
+    assert "height" in size_problems(None, 8192, FULL, Memory(8 * 10**9))
     assert size_problems(None, 4096, FULL, PLENTY) == {}
 
 
@@ -45,8 +45,8 @@ def test_a_small_model_takes_less() -> None:
     assert "width" in size_problems(4096, 4096, FULL, Memory(8 * 10**9))
     assert size_problems(4096, 4096, DEMO_MODEL, Memory(8 * 10**9)) == {}
     assert size_problems(None, 4096, DEMO_MODEL, Memory(8 * 10**9)) == {}
-    # However much memory there is, a picture must be opened again.
-    found = size_problems(80_000, 80_000, DEMO_MODEL, Memory(10**15))["width"]
+    # However much memory there is, the worker draws no larger ones.
+    found = size_problems(8192, 8192, DEMO_MODEL, Memory(10**15))["width"]
     assert f"{MOST_PIXELS / 1e6:.1f} megapixels" in found and "GB" not in found
 
 
@@ -75,9 +75,10 @@ def test_a_container_s_limit_counts(tmp_path: Path) -> None:
         ("a.txt", "a fox --w 512 --h 768\n# --w 7\na --with dash\n", ""),
         ("a.txt", "a fox --n bad\n\na cat --w 708 --s 4", "line 3: width must be a multiple of 8, got 708"),
         ("a.txt", "a cat --h tall", "line 1: height must be a whole number, got tall"),
-        ("a.txt", "a cat --W 90000 --h 90000", "line 1: width 90000 x 90000 is too large"),
-        ("a.json", json.dumps(["a --w 12", {"prompt": "b"}]), "prompt 1: width must be a multiple of 8, got 12"),
-        ("a.json", json.dumps([{"prompt": "b", "height": 4}]), "prompt 1: height must be at least 8, got 4"),
+        ("a.txt", "a cat --W 8192 --h 8192", "line 1: width 8192 x 8192 is too large"),
+        ("a.txt", "a cat --w 90000", "line 1: width must be at most 8192, got 90000"),
+        ("a.json", json.dumps(["a --w 100", {"prompt": "b"}]), "prompt 1: width must be a multiple of 8, got 100"),
+        ("a.json", json.dumps([{"prompt": "b", "height": 4}]), "prompt 1: height must be at least 64, got 4"),
         ("a.toml", '[prompt]\nwidth = 510\n[[prompt.subset]]\nprompt = "a"', "prompt 1: width must be"),
         ("a.toml", '[prompt]\nwidth = 512\n[[prompt.subset]]\nprompt = "a"\nheight = 3', "height must be at least"),
         ("a.toml", "[prompt]\nwidth = 512\nprompt = 'a'", ""),

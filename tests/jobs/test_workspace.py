@@ -25,7 +25,8 @@ def test_good_names_pass(name):
 @pytest.mark.parametrize(
     "name",
     ["", " ", ".", "..", "../x", "a/b", "a\\b", ".hidden", "-flag", "a\0", "a\nb", "x;rm", "$(x)", "<img>", "con",
-     "NUL.toml", "end.", "a" * 81, "'q'", "a:b", "猫" * 81],
+     "NUL.toml", "end.", "a" * 81, "'q'", "a:b", "猫" * 81,
+     "\ud800x"],
 )  # fmt: skip
 def test_names_that_could_do_harm_do_not(name):
     with pytest.raises(UserError, match="name"):

@@ -138,6 +138,11 @@ def test_a_torch_that_cannot_be_meant_is_refused_in_a_line(box, wish) -> None:
         ("2.13.0+cu126 12.6", "535.1", "", True),
         ("2.13.0+cu126 12.6", "580.1", "", True),
         ("2.11.0+cu128 12.8", "570.1", "", True),
+        ("2.13.0+cu130 13.0", "580.1 6.1", "", False),  # Pascal, for which 13.0 has no code
+        ("2.13.0+cu126 12.6", "580.1 6.1", "", True),
+        ("2.13.0+cu126 12.6", "570.1 12.0", "", False),  # Blackwell, for which 12.6 has none
+        ("2.11.0+cu128 12.8", "570.1 12.0", "", True),
+        ("2.13.0+cu130 13.0", "580.1 12.0", "", True),
         ("2.13.0+cpu none", "580.1", "", False),
         ("2.13.0+cpu none", "", "", True),
         ("2.13.0+cu130 13.0", "", "", True),
@@ -150,7 +155,8 @@ def test_a_torch_that_cannot_be_meant_is_refused_in_a_line(box, wish) -> None:
 )
 def test_what_is_installed_stays_where_it_runs(box, installed, driver, wish, fits) -> None:
     if driver:
-        box.driver(driver, "8.6")
+        version, _, capability = driver.partition(" ")
+        box.driver(version, capability or "8.6")
     found = box.run(f"if torch_fits {installed}; then echo yes; else echo no; fi", LORALOOM_TORCH=wish).stdout.strip()
     assert found == ("yes" if fits else "no")
 

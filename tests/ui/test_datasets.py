@@ -326,3 +326,6 @@ def test_a_dataset_path_that_never_ends_or_is_none_is_one_line(workspace: Worksp
         with pytest.raises(UserError) as caught:
             datasets.open_dataset(workspace, path)
         assert "\n" not in str(caught.value)
+    for path in ("/dev/zero", "a\0b", "~nobody-here/x", "x" * 5000, "\ud800x"):
+        with pytest.raises(UserError, match="train_data_dir"):
+            datasets.open_folders(path)

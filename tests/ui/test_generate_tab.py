@@ -229,18 +229,20 @@ def test_what_cannot_be_drawn_is_red_at_its_field(open_page: Callable[..., Page]
     page.fill("#prompt textarea", "wrong")
     page.fill("#generate-model input", "/no/such/model")
     page.fill("#generate-width input", "100000")
-    page.fill("#generate-height input", "12")
+    page.fill("#generate-height input", "100")
     page.fill("#generate-seed input", "x")
     page.keyboard.press("Control+Enter")
     for field, words in (
         ("model", "there is no file or folder /no/such/model"),
+        ("width", "must be at most 8192"),
         ("height", "must be a multiple of 8"),
         ("seed", "must be a whole number"),
     ):
         expect(page.locator(f"#generate-{field}.invalid")).to_contain_text(words)
         expect(page.locator("#generate-status .problems")).to_contain_text(words)
     page.fill("#generate-model input", "backend/demo/model")
-    page.fill("#generate-height input", "100000")
+    page.fill("#generate-width input", "8192")
+    page.fill("#generate-height input", "8192")
     page.fill("#generate-seed input", "")
     page.press("#generate-seed input", "Control+Enter")
     expect(page.locator("#generate-width.invalid")).to_contain_text("is the most that fits")
@@ -249,6 +251,7 @@ def test_what_cannot_be_drawn_is_red_at_its_field(open_page: Callable[..., Page]
     page.click("#generate")
     expect(page.locator(PARAMETERS)).to_have_value(re.compile("wrong"))
     expect(page.locator(".invalid")).to_have_count(0)
+    expect(page.locator("#generate-width")).not_to_contain_text("most")
 
 
 def test_a_lora_is_deleted_once_it_is_asked_for_twice(open_page: Callable[..., Page], loras: Path) -> None:
@@ -291,6 +294,9 @@ def test_a_phone_can_reach_everything(open_page: Callable[..., Page]) -> None:
     for part in ("#prompt", "#generate", ".multiplier", "#picture img"):
         bounds = page.locator(part).first.bounding_box()
         assert bounds is not None and bounds["width"] > 250, f"{part} is squeezed"
+    generate, stop = (page.locator(part).bounding_box() for part in ("#generate", "#cancel"))
+    assert generate is not None and stop is not None
+    assert abs(generate["height"] - stop["height"]) < 2 and stop["width"] > 60, "Cancel can be pressed as well"
     picture, slider = (page.locator(part).first.bounding_box() for part in ("#picture", ".multiplier"))
     assert picture is not None and slider is not None
     assert picture["height"] < 480 and picture["y"] < slider["y"], "the picture stands above what changes it"
