@@ -18,9 +18,9 @@ from backend.tables.sizes import FULL_SIZE
 from backend.tables.widths import find_widths
 from backend.workspace import PROJECT
 
-GRID = 8
-# A picture is opened again to be shown, and the library for that takes larger ones for an attack.
-MOST_PIXELS = 80_000_000
+# A picture's sides in pixels: a U-Net that halves three times has nothing left of smaller ones, and its VAE takes tens
+# of gigabytes for the largest.
+GRID, LEAST, MOST, MOST_PIXELS = 8, 64, 8192, 4096 * 4096
 # What one pixel takes while it is decoded on a CPU, in bytes for each channel of the U-Net's first level: feature maps
 # of the VAE in float32, 256 and 128 wide where the U-Net begins with 320. Measured with Stable Diffusion 1's: 3600.
 # A GPU whose memory is full decodes in tiles, so there the U-Net's own maps in float16 are what must fit.
@@ -98,8 +98,10 @@ def size_problems(
     """
     found = {}
     for name, value in (("width", width), ("height", height)):
-        if value is not None and value < GRID:
-            found[name] = f"must be at least {GRID}"
+        if value is not None and value < LEAST:
+            found[name] = f"must be at least {LEAST}"
+        elif value is not None and value > MOST:
+            found[name] = f"must be at most {MOST}"
         elif value is not None and value % GRID:
             found[name] = f"must be a multiple of {GRID}"
     if found or (width is None and height is None):
@@ -126,7 +128,7 @@ def most_pixels(model: str, memory: Memory | None) -> int:
 
 def _own_side(model: str, other: int | None) -> int:
     """A side that is the model's own; of a small model, which may be any, the other side."""
-    return _RESOLUTION[find_widths(model).widths.family] if is_full_size(model) else other or GRID
+    return _RESOLUTION[find_widths(model).widths.family] if is_full_size(model) else other or LEAST
 
 
 def is_full_size(model: str) -> bool:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from backend.errors import UserError
 from backend.fitting import MOST_PIXELS, Memory, is_full_size, machine_memory, prompts_problem, size_problems
+from backend.generate.prompts import check_size
 from backend.workspace import DEMO_MODEL
 
 PLENTY = Memory(64 * 10**9)
@@ -19,14 +21,25 @@ FULL = "stabilityai/sd-turbo"
         (64, 64, {}),
         (512, None, {}),
         (708, 512, {"width": "must be a multiple of 8"}),
-        (512, 1, {"height": "must be at least 8"}),
-        (0, -8, {"width": "must be at least 8", "height": "must be at least 8"}),
+        (512, 1, {"height": "must be at least 64"}),
+        (0, 56, {"width": "must be at least 64", "height": "must be at least 64"}),
+        (8200, 64, {"width": "must be at most 8192"}),
     ],
 )
 def test_a_size_is_a_multiple_of_8(width: int | None, height: int | None, wrong: dict[str, str]) -> None:
     found = size_problems(width, height, FULL, PLENTY)
     assert found.keys() == wrong.keys()
     assert all(found[name].startswith(message) for name, message in wrong.items())
+
+
+@pytest.mark.parametrize("size", [(63, 64), (64, 56), (64, 8200), (708, 512), (8192, 4096), (64, 64), (4096, 4096)])
+def test_the_page_and_the_engine_take_the_same_sizes(size: tuple[int, int]) -> None:
+    refused = False
+    try:
+        check_size(*size)
+    except UserError:
+        refused = True
+    assert bool(size_problems(*size, DEMO_MODEL, Memory(10**15))) is refused
 
 
 def test_what_cannot_fit_is_refused_with_the_largest_size_that_can() -> None:
@@ -37,7 +50,7 @@ def test_what_cannot_fit_is_refused_with_the_largest_size_that_can() -> None:
     }
     assert size_problems(1576, 1576, FULL, Memory(8 * 10**9)) == {}
     # The side that is left out is the model's own.
-    assert "height" in size_problems(None, 80_000, FULL, PLENTY)
+    assert "height" in size_problems(None, 8192, FULL, Memory(8 * 10**9))
     assert size_problems(None, 4096, FULL, PLENTY) == {}
 
 
@@ -45,8 +58,8 @@ def test_a_small_model_takes_less() -> None:
     assert "width" in size_problems(4096, 4096, FULL, Memory(8 * 10**9))
     assert size_problems(4096, 4096, DEMO_MODEL, Memory(8 * 10**9)) == {}
     assert size_problems(None, 4096, DEMO_MODEL, Memory(8 * 10**9)) == {}
-    # However much memory there is, a picture must be opened again.
-    found = size_problems(80_000, 80_000, DEMO_MODEL, Memory(10**15))["width"]
+    # However much memory there is.
+    found = size_problems(8192, 8192, DEMO_MODEL, Memory(10**15))["width"]
     assert f"{MOST_PIXELS / 1e6:.1f} megapixels" in found and "GB" not in found
 
 
@@ -75,9 +88,10 @@ def test_a_container_s_limit_counts(tmp_path: Path) -> None:
         ("a.txt", "a fox --w 512 --h 768\n# --w 7\na --with dash\n", ""),
         ("a.txt", "a fox --n bad\n\na cat --w 708 --s 4", "line 3: width must be a multiple of 8, got 708"),
         ("a.txt", "a cat --h tall", "line 1: height must be a whole number, got tall"),
-        ("a.txt", "a cat --W 90000 --h 90000", "line 1: width 90000 x 90000 is too large"),
-        ("a.json", json.dumps(["a --w 12", {"prompt": "b"}]), "prompt 1: width must be a multiple of 8, got 12"),
-        ("a.json", json.dumps([{"prompt": "b", "height": 4}]), "prompt 1: height must be at least 8, got 4"),
+        ("a.txt", "a cat --W 8192 --h 8192", "line 1: width 8192 x 8192 is too large"),
+        ("a.txt", "a cat --W 90000", "line 1: width must be at most 8192, got 90000"),
+        ("a.json", json.dumps(["a --w 92", {"prompt": "b"}]), "prompt 1: width must be a multiple of 8, got 92"),
+        ("a.json", json.dumps([{"prompt": "b", "height": 4}]), "prompt 1: height must be at least 64, got 4"),
         ("a.toml", '[prompt]\nwidth = 510\n[[prompt.subset]]\nprompt = "a"', "prompt 1: width must be"),
         ("a.toml", '[prompt]\nwidth = 512\n[[prompt.subset]]\nprompt = "a"\nheight = 3', "height must be at least"),
         ("a.toml", "[prompt]\nwidth = 512\nprompt = 'a'", ""),
