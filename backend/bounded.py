@@ -36,6 +36,11 @@ _BYTE_ORDERS = (
 )
 _SAMPLE = 4096
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_SLIPS = (
+    (re.compile(r"[=:\[,]\s*(True|False)\b"), "Write true and false in lower case"),
+    (re.compile(r"[=:\[,]\s*(None|null)\b"), "Leave out a key that has no value"),
+    (re.compile(r"[=:\[,{]\s*[\u2018-\u201f\u00ab\u00bb\u300c\uff02]"), 'Write straight quotation marks, "..."'),
+)
 _KEY = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
 _DEEP_KEY = re.compile(rf"^[ \t\[{{]*(?:{_KEY}[ \t]*\.[ \t]*){{{MAX_DEPTH}}}", re.MULTILINE)
 
@@ -217,17 +222,17 @@ def read_toml(path: str | Path, field: str | None, limit: int = CONFIG_BYTES) ->
 
 
 def _fault(error: ValueError, text: str) -> str:
-    """What is wrong with a text; with what to write instead, where the line has a Windows path in it."""
+    """What is wrong with a text; with what to write instead, where its line has a slip that many make."""
     message = str(error)
     if "int_max_str_digits" in message:
         return "it has a whole number that is larger than 64 bits"
     number = re.search(r"\bline (\d+)", message)
     lines = text.split("\n")
     line = lines[int(number[1]) - 1] if number and int(number[1]) <= len(lines) else ""
-    if "\\" not in line:
-        return message
-    instead = "" if isinstance(error, json.JSONDecodeError) else ", or in single quotes, 'C:\\pictures'"
-    return f"{message}. In double quotes a backslash begins an escape: write the path with / in place of \\{instead}"
+    if "\\" in line:
+        quotes = "" if isinstance(error, json.JSONDecodeError) else ", or in single quotes, 'C:\\pictures'"
+        return f"{message}. In double quotes a backslash begins an escape: write the path with / in place of \\{quotes}"
+    return message + next((f". {remedy}" for slip, remedy in _SLIPS if slip.search(line)), "")
 
 
 def _judged(found: Any, name: str, field: str | None) -> Any:

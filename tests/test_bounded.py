@@ -165,3 +165,17 @@ def test_a_number_of_thousands_of_digits_is_told_in_plain_words(parse):
     with pytest.raises(UserError, match="larger than 64 bits") as error:
         parse(text, "x", "f")
     assert "sys." not in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("a = 1\nflip_aug = True\n", "lower case"),
+        ("a = [1, False]\n", "lower case"),
+        ("seed = None\n", "Leave out a key"),
+        ("output_dir = \u201c/x\u201d\n", "straight quotation marks"),
+    ],
+)
+def test_usual_slips_in_toml_are_told_with_what_to_write(text, remedy):
+    with pytest.raises(UserError, match=rf"is not valid toml: .*\(at line \d.*{remedy}"):
+        bounded.parse_toml(text, "x", "f")
