@@ -9,7 +9,9 @@ import os
 import re
 import stat
 import tomllib
+import unicodedata
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,16 +25,22 @@ MAX_DEPTH = 64
 MAX_WHOLE = 2**64
 
 _NEWLINES = re.compile(r"\r\n|\n|\r")
+_MARK = b"\xef\xbb\xbf"
 _BYTE_ORDERS = (
     # UTF-32's mark in little endian begins with UTF-16's.
     (b"\xff\xfe\x00\x00", "utf-32"),
     (b"\x00\x00\xfe\xff", "utf-32"),
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
-    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (_MARK, "utf-8-sig"),
 )
 _SAMPLE = 4096
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_SLIPS = (
+    (re.compile(r"[=:\[,]\s*(True|False)\b"), "Write true and false in lower case"),
+    (re.compile(r"[=:\[,]\s*(None|null)\b"), "Leave out a key that has no value"),
+    (re.compile(r"[=:\[,{]\s*[\u2018-\u201f\u00ab\u00bb\u300c\uff02]"), 'Write straight quotation marks, "..."'),
+)
 _KEY = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
 _DEEP_KEY = re.compile(rf"^[ \t\[{{]*(?:{_KEY}[ \t]*\.[ \t]*){{{MAX_DEPTH}}}", re.MULTILINE)
 
@@ -118,7 +126,27 @@ def decoded(data: bytes, name: str, field: str | None) -> str:
         raise UserError(f"{name} is not a text in UTF-8 ({where}{_guess(data)}); save it as UTF-8", field) from error
     if "\0" in text:
         raise UserError(f"{name} is no text: it has NUL characters; save it as UTF-8", field)
+    if _may_be_chinese(text, data):
+        message = f"{name} may be in GB18030 as well as in UTF-8, where it says {text[:40].strip()!r}"
+        raise UserError(f"{message}; save it as UTF-8 with a byte order mark", field)
     return text
+
+
+def _may_be_chinese(text: str, data: bytes) -> bool:
+    """Whether a text in UTF-8 is rather Chinese in its old encoding: a few short ones are both, one of them nonsense.
+
+    As UTF-8 these are letters of two bytes each, of which neighbours belong to different scripts.
+    """
+    if text.isascii() or data.startswith(_MARK) or max(text) > "\u07ff":
+        return False
+    scripts = [unicodedata.name(letter, "?").partition(" ")[0] if letter > "\xbf" else "" for letter in text]
+    if all(one == other or not one or not other for one, other in pairwise(scripts)):
+        return False
+    try:
+        other = data.decode("gb2312")
+    except UnicodeDecodeError:
+        return False
+    return all("\u4e00" <= letter <= "\u9fff" for letter in other if letter > "\x7f")
 
 
 def _unmarked(data: bytes) -> str:
@@ -166,7 +194,7 @@ def parse_json(text: str, name: str, field: str | None) -> Any:
     except RecursionError:
         raise UserError(f"{name} is nested deeper than {MAX_DEPTH} levels", field) from None
     except ValueError as error:
-        raise UserError(f"{name} is not valid JSON: {error}", field) from error
+        raise UserError(f"{name} is not valid JSON: {_fault(error, text)}", field) from error
     return _judged(found, name, field)
 
 
@@ -179,7 +207,7 @@ def parse_toml(text: str, name: str, field: str | None) -> dict[str, Any]:
     except RecursionError:
         raise UserError(f"{name} is nested deeper than {MAX_DEPTH} levels", field) from None
     except ValueError as error:
-        raise UserError(f"{name} is not valid toml: {error}{_backslashes(text, str(error))}", field) from error
+        raise UserError(f"{name} is not valid toml: {_fault(error, text)}", field) from error
     return _judged(found, name, field)
 
 
@@ -193,17 +221,18 @@ def read_toml(path: str | Path, field: str | None, limit: int = CONFIG_BYTES) ->
     return parse_toml(read_text(path, field, "toml", limit), str(path), field)
 
 
-def _backslashes(text: str, message: str) -> str:
-    """What to write instead, where the line of an error has a Windows path in it."""
-    number = re.search(r"at line (\d+)", message)
+def _fault(error: ValueError, text: str) -> str:
+    """What is wrong with a text; with what to write instead, where its line has a slip that many make."""
+    message = str(error)
+    if "int_max_str_digits" in message:
+        return "it has a whole number that is larger than 64 bits"
+    number = re.search(r"\bline (\d+)", message)
     lines = text.split("\n")
     line = lines[int(number[1]) - 1] if number and int(number[1]) <= len(lines) else ""
-    if "\\" not in line:
-        return ""
-    return (
-        ". In double quotes a backslash begins an escape: write the path with / in place of \\, or in single quotes, "
-        "'C:\\pictures'"
-    )
+    if "\\" in line:
+        quotes = "" if isinstance(error, json.JSONDecodeError) else ", or in single quotes, 'C:\\pictures'"
+        return f"{message}. In double quotes a backslash begins an escape: write the path with / in place of \\{quotes}"
+    return message + next((f". {remedy}" for slip, remedy in _SLIPS if slip.search(line)), "")
 
 
 def _judged(found: Any, name: str, field: str | None) -> Any:

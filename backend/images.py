@@ -6,6 +6,7 @@ PNG is not read: generators put whole workflows there, megabytes of it, and a fe
 
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -84,6 +85,15 @@ _TURNS: Mapping[int, Image.Transpose] = MappingProxyType(
     }
 )
 
+# What files that are named like pictures are instead, told by how they begin.
+_CONTENTS = (
+    (re.compile(rb".{4}ftyp(?:hei|hev|mif1|msf1)", re.DOTALL), "it is a HEIC picture; save it as PNG or JPEG"),
+    (re.compile(rb"\xff\n|\0{3}\x0cJXL "), "it is a JPEG XL picture; save it as PNG or JPEG"),
+    (re.compile(rb"\s*<(?:!doctype html|html)", re.IGNORECASE), "it is a web page; download the picture itself"),
+    (re.compile(rb"version https://git-lfs"), 'it is a pointer of Git LFS; fetch the picture with "git lfs pull"'),
+    (re.compile(rb".{4}ftyp(?!avi[fs])|\x1aE\xdf\xa3", re.DOTALL), "it is a video"),
+)
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 # Texts that may say how a picture is turned.
@@ -116,10 +126,21 @@ def opened(source: str | Path | BinaryIO, name: str = "") -> Iterator[Image.Imag
         source.seek(0)
         ending = Path(name).suffix.lower()
         known = tuple(each for each in _known() if each not in _BY_NAME or ending in FORMATS[each])
-        with Image.open(source, formats=known) as image:
+        try:
+            image = Image.open(source, formats=known)
+        except Image.UnidentifiedImageError as error:
+            raise Image.UnidentifiedImageError(_told_by_content(source) or str(error)) from None
+        with image:
             if image.mode in ("F", "LAB", "HSV") or (image.mode == "I" and image.format == "TIFF"):
                 raise ValueError(f"its pixels are of the kind {image.mode}; save it with 8 or 16 bits a colour")
             yield image
+
+
+def _told_by_content(source: BinaryIO) -> str:
+    """What a file that is no picture of FORMATS is; "" where that is not known."""
+    source.seek(0)
+    beginning = source.read(64)
+    return next((told for sign, told in _CONTENTS if sign.match(beginning)), "")
 
 
 @cache
@@ -150,7 +171,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, Image.UnidentifiedImageError):
-        return "empty, damaged or not a picture"
+        return next((told for _, told in _CONTENTS if told == str(error)), "empty, damaged or not a picture")
     if isinstance(error, MemoryError):
         return "there is not enough memory for it"
     if isinstance(error, OSError | ValueError | SyntaxError | Image.DecompressionBombError):

@@ -71,7 +71,7 @@ def _is_below(place: str) -> bool:
 
 
 def _place(spec: ModuleSpec | None) -> str:
-    if spec is None:
+    if spec is None or spec.origin in ("built-in", "frozen"):
         return ""
     places: Sequence[str] = list(spec.submodule_search_locations or ()) or [spec.origin or ""]
     return places[0]

@@ -242,8 +242,8 @@ class _Taking:
                 return FORMATS[image.format or ""][0]
         except DECODE_ERRORS as error:
             known = isinstance(error, Image.UnidentifiedImageError)
-            why = "is not a picture that can be read" if known else f"is a broken picture ({reason(error)})"
-            self.refuse(item.source, why)
+            why = "is not a picture that can be read" if known else "is a broken picture"
+            self.refuse(item.source, f"{why} ({reason(error)})")
             return None
 
 

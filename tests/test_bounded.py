@@ -41,6 +41,20 @@ def test_text_is_read_in_every_encoding_that_says_which_it_is(text):
     text = text.removeprefix("\ufeff")
     for data in (text.encode("utf-8-sig"), text.encode("utf-16"), text.encode("utf-32")):
         assert bounded.decoded(data, "x", "f") == text
+    try:
+        assert bounded.decoded(text.encode(), "x", "f") == text
+    except UserError as error:
+        assert "may be in GB18030 as well" in str(error)
+
+
+@pytest.mark.parametrize("text", ["一只猫", "一只猫, 1girl"])
+def test_chinese_that_happens_to_be_utf8_is_not_taken_for_it(text):
+    with pytest.raises(UserError, match="GB18030"):
+        bounded.decoded(text.encode("gbk"), "a.txt", "caption_extension")
+
+
+@pytest.mark.parametrize("text", ["café, 20°", "naïve α, 5 µm", "кошка é", "ελληνικά", "שלום", "Ærø – Škoda", "½ ± ²"])
+def test_words_of_several_scripts_are_no_chinese(text):
     assert bounded.decoded(text.encode(), "x", "f") == text
 
 
@@ -137,3 +151,31 @@ def test_only_regular_files_of_a_size_are_read(tmp_path):
     with pytest.raises(UserError, match="larger than"):
         bounded.read_toml(file, "dataset_config", limit=50)
     assert bounded.read_toml(file, "dataset_config") == {"a": 1}
+
+
+def test_a_windows_path_in_json_is_told_as_one():
+    with pytest.raises(UserError, match=r"line 2.*write the path with / in place of") as error:
+        bounded.parse_json('{\n"output_dir": "C:\\Users\\me"}', "the file", "a.json")
+    assert "single quotes" not in one_line(error)
+
+
+@pytest.mark.parametrize("parse", [bounded.parse_json, bounded.parse_toml])
+def test_a_number_of_thousands_of_digits_is_told_in_plain_words(parse):
+    text = ('{"a": %s}' if parse is bounded.parse_json else "a = %s") % ("9" * 5000)
+    with pytest.raises(UserError, match="larger than 64 bits") as error:
+        parse(text, "x", "f")
+    assert "sys." not in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("a = 1\nflip_aug = True\n", "lower case"),
+        ("a = [1, False]\n", "lower case"),
+        ("seed = None\n", "Leave out a key"),
+        ("output_dir = \u201c/x\u201d\n", "straight quotation marks"),
+    ],
+)
+def test_usual_slips_in_toml_are_told_with_what_to_write(text, remedy):
+    with pytest.raises(UserError, match=rf"is not valid toml: .*\(at line \d.*{remedy}"):
+        bounded.parse_toml(text, "x", "f")

@@ -103,3 +103,10 @@ def test_no_command_line_runs_it(way, tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "optimizer_type: my_optimizers is not in an installed package" in done.stderr
     assert not (place / "it-ran").exists()
+
+
+@pytest.mark.parametrize("name", ["os.path", "sys", "json"])
+def test_what_comes_with_python_is_no_package(name):
+    with pytest.raises(NotInstalledError, match=f"^{name} is not in an installed package") as caught:
+        refuse_elsewhere(name)
+    assert "frozen" not in str(caught.value) and "built-in" not in str(caught.value)

@@ -8,6 +8,7 @@ called ` /data` or `"C:\\pictures"`. What is really there under an odd name stay
 import os
 import re
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -26,6 +27,8 @@ _DRIVE = re.compile(r"[A-Za-z]:(?:[\\/]|\Z)|\\\\[^\\]")
 _HOME = re.compile(r"\A\$(?:HOME\b|\{HOME\})(?=/|\Z)")
 _VARIABLE = re.compile(r"\$(?:\w+|\{[^}]*\}|\()|%\w+%")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# A blank or a letter beyond ASCII, as addresses write it.
+_ENCODED = re.compile(r"%20|%[C-F][0-9A-F]%[89AB][0-9A-F]", re.IGNORECASE)
 # The longest name and path that Linux takes, in bytes.
 _NAME_BYTES, _PATH_BYTES = 255, 4095
 _WINDOWS = os.name == "nt"
@@ -34,8 +37,9 @@ _WINDOWS = os.name == "nt"
 def meant_path(text: str) -> str:
     """The path that a text means; "" for blanks.
 
-    Blanks and pairs of quotes around it go, `~`, `$HOME` and `${HOME}` in front become the home folder, a `file://`
-    address its path. A path that begins with /, ./, ../ or ~ and is there as it stands is left alone.
+    Blanks and pairs of quotes around it go, `~`, `$HOME` and `${HOME}` in front become the home folder, a `file:`
+    address its path. What is there once backslashes before blanks, `%20` or Unicode's normal form are undone is that. A
+    path that begins with /, ./, ../ or ~ and is there as it stands is left alone.
 
     Raises:
         ValueError: it cannot be told what is meant, or no file can be called so; says what to write.
@@ -45,14 +49,16 @@ def meant_path(text: str) -> str:
     if stripped != text and _is_rooted(text) and not _control_in(text) and os.path.lexists(os.path.expanduser(text)):
         return os.path.expanduser(text)
     plain = _unquoted(stripped)
-    if plain.startswith("file://"):
-        plain = _stripped(unquote(plain.removeprefix("file://").removeprefix("localhost"), errors="surrogateescape"))
-        _refuse_controls(plain)
+    if plain.startswith(("file:/", "file:\\")):
+        plain = _of_address(plain)
     elif _ADDRESS.match(plain):
         raise ValueError(f"is an address, {plain}; download the file and write its path")
     plain = os.path.expanduser(_HOME.sub("~", plain))
     if not plain or os.path.lexists(plain):
         return _writable(plain)
+    for other in _spellings(plain):
+        if os.path.lexists(other):
+            return _writable(other)
     told = _bytes_of(plain)
     if told != plain:
         _refuse_controls(told)
@@ -124,6 +130,33 @@ def _refuse_controls(text: str) -> None:
     raise ValueError(f"has {name} in it, {ascii(text[:200])}{hint if letter in _ESCAPES else '; leave it out'}")
 
 
+def _of_address(address: str) -> str:
+    """The path of a `file:` address, as browsers and file managers write it.
+
+    Raises:
+        ValueError: it is on another machine.
+    """
+    rest = address.removeprefix("file:").replace("\\", "/")
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host not in ("", "localhost"):
+            raise ValueError(f"is the address of a file on {host}, {address}; write its path on this machine")
+        rest = slash + path
+    path = _stripped(unquote(rest, errors="surrogateescape"))
+    _refuse_controls(path)
+    return path[1:] if _DRIVE.match(path[1:]) else path
+
+
+def _spellings(path: str) -> Iterator[str]:
+    """What else a path that is not there may mean: as a terminal writes it, as an address does, or as a Mac does."""
+    if not _WINDOWS and "\\" in path:
+        yield re.sub(r"\\(.)", r"\1", path)
+    if "%" in path:
+        yield unquote(path, errors="surrogateescape")
+    for form in ("NFC", "NFD"):
+        yield unicodedata.normalize(form, path)
+
+
 def _bytes_of(text: str) -> str:
     r"""A path in which bytes that are no UTF-8 are written as `\udce9`, as it is called by the system."""
     found = _BYTE.sub(lambda match: chr(0xDC00 + int(match[1], 16)), text)
@@ -144,6 +177,8 @@ def _refuse_guesses(path: str) -> None:
     if path.startswith("~"):
         user = path.partition("/")[0]
         raise ValueError(f'begins with {user}, and there is no such user, got "{path}"; write ./{user} for that name')
+    if _ENCODED.search(path):
+        raise ValueError(f'is written as in an address, got "{path}"; write "{unquote(path)}" if that is meant')
     if _VARIABLE.search(path):
         raise ValueError(f'has a variable, of which only $HOME in front is read, got "{path}"; write the path out')
 

@@ -117,7 +117,11 @@ _LOG = "the log is what is printed; of a run in the browser it is kept"
 _DEEPSPEED = "DeepSpeed is not supported; leave it out, and use num_processes for several GPUs"
 _UPLOAD = "nothing is uploaded or fetched by a run; leave it out, and upload the files with `hf upload`"
 _RESUMING = "the state knows its epoch and step; leave it out, and give resume"
-_OTHER_FAMILY = "it is for model families that cannot be trained here; leave it out"
+OF_OTHER_FAMILIES = (
+    *("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "blocks_to_swap", "text_encoder_batch_size"),
+    *("clip_l", "clip_g", "t5xxl", "ae", "discrete_flow_shift", "timestep_sampling", "model_prediction_type"),
+    *("guidance_scale", "t5xxl_max_token_length", "gemma2", "sigmoid_scale"),
+)
 _BLOCKS = "weights by block are not supported when merging; leave it out"
 
 _TRAIN = {
@@ -147,9 +151,8 @@ _TRAIN = {
     **refused(_UPLOAD, "huggingface_repo_visibility"),
     **refused(_UPLOAD, "save_state_to_huggingface resume_from_huggingface async_upload", FLAG),
     **refused(
-        _OTHER_FAMILY,
-        "weighting_scheme logit_mean logit_std mode_scale blocks_to_swap text_encoder_batch_size clip_l clip_g t5xxl "
-        "ae discrete_flow_shift timestep_sampling model_prediction_type guidance_scale t5xxl_max_token_length",
+        "it is for model families that cannot be trained here; leave it out",
+        " ".join(OF_OTHER_FAMILIES),
     ),
 }
 
@@ -176,7 +179,7 @@ _GENERATE = {
         "ds_depth_1 ds_timesteps_1 ds_depth_2 ds_timesteps_2 ds_ratio gradual_latent_timesteps gradual_latent_ratio "
         "gradual_latent_ratio_step gradual_latent_every_n_steps gradual_latent_s_noise gradual_latent_unsharp_params "
         "pyramid_noise_prob pyramid_noise_discount_range noise_offset_prob noise_offset_range ddim_eta negative_scale "
-        "emb_normalize_mode max_embeddings_multiples network_regional_mask_max_color_codes network_args",
+        "emb_normalize_mode network_regional_mask_max_color_codes network_args",
         MANY,
     ),
     **refused(
@@ -195,7 +198,6 @@ _GENERATE = {
         _SDXL_SIZES,
         "original_height original_width original_height_negative original_width_negative crop_top crop_left",
     ),
-    **refused("leave it out, or use network_merge for all of them", "network_merge_n_models"),
 }
 
 REFERENCE_OPTIONS: Mapping[str, Mapping[str, ReferenceOption]] = {

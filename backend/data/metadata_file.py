@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from backend.bounded import parse_json, read_text
+from backend.bounded import parse_json, read_text, split_lines
 from backend.config.dataset import SubsetOptions
 from backend.data.captions import Caption, first_line, lines_of
 from backend.errors import UserError
@@ -40,8 +40,8 @@ def read_metadata(subset: SubsetOptions) -> tuple[list[Path], list[Caption]]:
 
 def _lines(text: str, file: Path) -> dict[str, Any]:
     """The entries of JSON Lines by path; one that is not an object with its path makes the whole of the wrong form."""
-    lines = lines_of(text)
-    found = [parse_json(line, f"line {number} of {file}", FIELD) for number, line in enumerate(lines, start=1)]
+    lines = enumerate(split_lines(text), start=1)
+    found = [parse_json(line, f"line {number} of {file}", FIELD) for number, line in lines if line.strip()]
     named = all(isinstance(each, dict) and isinstance(each.get("image_path"), str) for each in found)
     return {each["image_path"]: each for each in found} if named else {}
 

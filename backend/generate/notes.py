@@ -8,6 +8,8 @@ from backend.families.prompt_text import prompt_length
 from backend.generate.prompts import Request
 
 _AND = re.compile(r"\bAND\b")
+_EDITING = re.compile(r"(?<!\\)\[[^\[\]]*(?:\|[^\[\]]*|:\s*[\d.]+\s*)\]")
+_EMBEDDING = re.compile(r"\bembedding:\S")
 _CHOICE = re.compile(r"(?<![{\\]){[^{}]*\|[^{}]*}|__[\w/-]+__")
 
 
@@ -32,6 +34,8 @@ def prompt_notes(model: Model, requests: Sequence[Request]) -> list[str]:
         )
     notes += _about(texts, _AND.search, "AND is plain text here: parts of a prompt are not drawn apart")
     notes += _about(texts, _CHOICE.search, "wildcards are plain text here: {a|b} and __name__ are not filled in")
+    notes += _about(texts, _EDITING.search, "[a:b:0.5] and [a|b] are plain text here: a prompt is one for all steps")
+    notes += _about(texts, _EMBEDDING.search, "embedding:name is plain text here: textual inversion is not supported")
     return notes
 
 

@@ -15,17 +15,24 @@ from backend.generate.prompts import KEYS, Request, parse_line, parse_table
 _SUBSET = re.compile(r"[ \t]*\[\[[ \t]*[\"']?prompt[\"']?[ \t]*\.[ \t]*[\"']?subset[\"']?[ \t]*\]\]")
 
 
-def read_prompts(path: Path | str, defaults: Request) -> list[Request]:
+def read_prompts(path: Path | str, defaults: Request, field: str | None = None) -> list[Request]:
     """The prompts of a file.
 
     A .toml file has a table [prompt] with what all prompts share and a table [[prompt.subset]] for each; a .json file
     has a list of such tables or of prompt lines. Any other file has one prompt a line; empty lines and those that start
     with `#` are left out.
 
+    Args:
+        path: of the file.
+        defaults: the settings of the run.
+        field: the option that names the file, for messages about it as a whole.
+
     Raises:
         UserError: the file cannot be read, holds no prompt, or has a faulty line or table.
     """
-    kind, text = Path(path).suffix.lower(), read_text(path, None, "prompts")
+    if field and not Path(path).exists():
+        raise UserError(f"there is no file {path}; write the prompts into a text file, one a line, and name it", field)
+    kind, text = Path(path).suffix.lower(), read_text(path, field, "prompts")
     read = {".toml": _of_toml, ".json": _of_json}.get(kind, _of_lines)
     prompts = read(text, defaults, str(path))
     if not prompts:

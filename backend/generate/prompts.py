@@ -139,13 +139,17 @@ MEANT = {
     "sampler": "ss",
 }
 _NAMES = "|".join(sorted([*OPTIONS, *MEANT], key=len, reverse=True))
+# En dashes and their like, as phones and word processors write "--", and the hyphens of East Asian keyboards.
+_DASHES = "\u2010-\u2015\u2212\ufe58\ufe63\uff0d"
 # Marks that are meant for an option and are none: what stands there, and what to write.
 SLIPS = (
-    (re.compile(rf"(?:^|\s)((?:[\u2010-\u2015\u2212]-?|-[\u2010-\u2015\u2212])+({_NAMES}))(?=[\s=]|$)", re.I), "--{}"),
+    (re.compile(rf"(?:^|\s)((?:[{_DASHES}]-?|-[{_DASHES}])+({_NAMES}))(?=[\s=]|$)", re.I), "--{}"),
     (re.compile(rf"(?<=\S)(?<!-)(--({_NAMES}))(?=[\s=]|$)", re.I), "a space in front, and --{}"),
     (re.compile(rf"(?:^|\s)(--\s+({_NAMES})(?=\s+[\d.]))", re.I), "--{} without a space in it"),
 )
 
+# What the WebUI writes under its pictures, and people copy from there.
+_WEBUI = re.compile(r"^\s*(Negative prompt:|Steps: \d+, (?=\w))", re.MULTILINE)
 
 # Options of sd-scripts that are for what this program does not draw with, by flag and by key.
 ELSEWHERE = {
@@ -195,6 +199,10 @@ def parse_line(line: str, defaults: Request) -> Request:
         if found:
             right = instead.format(MEANT.get(found[2].lower(), found[2].lower()))
             raise UserError(f"{found[1]} is no option; write {right}", field=place)
+    webui = _WEBUI.search(line)
+    if webui:
+        message = f"{webui[1].strip()} is how the WebUI writes it; write one line, as in: a cat --n blurry --s 20 --d 1"
+        raise UserError(message, field=place)
     changes: dict[str, object] = {"prompt": prompt.strip()}
     for option in options:
         name, text = re.fullmatch(r"(\S+)\s*(.*)", option, re.DOTALL).groups()

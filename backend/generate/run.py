@@ -108,7 +108,7 @@ def read_requests(config: GenImg) -> list[Request]:
         chunks=config.prompting.max_embeddings_multiples,
     )
     if config.prompting.from_file is not None:
-        return read_prompts(config.prompting.from_file, defaults)
+        return read_prompts(config.prompting.from_file, defaults, "from_file")
     return [parse_line(config.prompting.prompt, defaults)]
 
 

@@ -119,7 +119,7 @@ def wanted(options: Samples) -> list[Request]:
     """
     if options.sample_prompts is None:
         return []
-    return read_prompts(options.sample_prompts, Request("", sampler=options.sample_sampler))
+    return read_prompts(options.sample_prompts, Request("", sampler=options.sample_sampler), "sample_prompts")
 
 
 def make_sampling(options: Samples, model: Model, outputs: Outputs, seed: int) -> Sampling:

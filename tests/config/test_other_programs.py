@@ -376,3 +376,9 @@ def test_a_preset_of_another_program_is_told():
         presets.imported(TrainNetwork, FOREIGN["pipe.toml"][0], "pipe.toml")
     with pytest.raises(ConfigError):
         presets.imported(TrainNetwork, "deepspeed = true", "a.toml")
+
+
+def test_options_of_other_families_are_told_as_theirs():
+    text = 'output_dir = "/x"\nt5xxl = "t5"\nguidance_scale = 3.5\nae = ""\nnetwork_module = "networks.lora"\n'
+    lost = {note.key: note.text for note in read_foreign(text.encode(), "flux.toml").of(LOST)}
+    assert lost == dict.fromkeys(["t5xxl", "guidance_scale"], "is for model families that cannot be trained here")

@@ -37,6 +37,7 @@ WRITTEN = [
     "'\"{}\"'",
     "file://{}",
     "file://localhost{}",
+    "file:{}",
 ]
 # What is refused, and a word of the reason.
 REFUSED = [
@@ -68,6 +69,11 @@ REFUSED = [
     ("~nobody-of-this-name/x", "no such user"),
     ("https://example.org/m.safetensors", "an address"),
     ("s3://bucket/m", "an address"),
+    ("file://server/share/x", "a file on server"),
+    ("file:///C:/Users/me", "a path of Windows"),
+    ("file:///tmp/a%0Ab", "a line break"),
+    ("/tmp/my%20pictures", 'write "/tmp/my pictures"'),
+    ("/tmp/%E7%8C%AB", "as in an address"),
     ("x" * 256, "too long"),
     ("x/" * 3000, "too long"),
     ("a\ud800b", "name of a file"),
@@ -97,7 +103,10 @@ def test_what_cannot_be_meant_is_refused(written, reason):
         meant_path(written)
 
 
-ORDINARY = ["Bob's", "100% cotton", "a $ b", "r\u00e9sum\u00e9", "\u753b\u50cf", "a-b_c.d (1) [x]", "x=y,z", "org/repo"]
+ORDINARY = [
+    *("Bob's", "100% cotton", "50%2B", "a $ b", "r\u00e9sum\u00e9", "\u753b\u50cf", "a-b_c.d (1) [x]", "x=y,z"),
+    "org/repo",
+]
 
 
 @pytest.mark.parametrize("name", ORDINARY)
@@ -110,6 +119,22 @@ def test_what_is_there_under_an_odd_name_is_reachable(tmp_path):
         (tmp_path / name).mkdir()
         assert meant_path(f"./{name}") == f"./{name}"
         assert meant_path(f"{tmp_path}/{name}") == f"{tmp_path}/{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("my dir", "my\\ dir"),
+        ("it's (1) [x] & y", "it\\'s\\ \\(1\\)\\ \\[x\\]\\ \\&\\ y"),
+        ("my dir", "my%20dir"),
+        ("\u732b", "%E7%8C%AB"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("cafe\u0301", "caf\u00e9"),
+    ],
+)
+def test_what_is_there_is_found_as_terminals_addresses_and_macs_write_it(name, written, tmp_path):
+    (tmp_path / name).mkdir()
+    assert meant_path(f"{tmp_path}/{written}") == f"{tmp_path}/{name}"
 
 
 def test_an_odd_name_in_the_working_directory_is_no_trap(tmp_path):

@@ -180,3 +180,10 @@ def test_networkdim_is_network_dim():
     assert from_argv(TrainNetwork, [*REQUIRED["train_network"], "--networkdim=7"]).network.network_dim == 7
     given = {"pretrained_model_name_or_path": "m", "dataset_config": "d", "output_dir": "o", "networkdim": 7}
     assert resolve(TrainNetwork, json.loads(json.dumps(given))).network.network_dim == 7
+
+
+def test_an_option_that_is_here_is_not_told_to_be_elsewhere():
+    for command, table in REFERENCE_OPTIONS.items():
+        known = leaves(COMMANDS[command].config_class())
+        ours = {name for leaf in known.values() for name in (leaf.name, *leaf.aliases)}
+        assert not ours & set(table), command

@@ -164,3 +164,25 @@ def test_a_damaged_image_is_decoded_or_is_one_line(
     except DECODE_ERRORS as error:
         why = reason(error)
         assert why and "\n" not in why and "object at" not in why
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC picture"),
+        (b"\0\0\0\x20ftypmif1\0\0\0\0", "a HEIC picture"),
+        (b"\xff\n\xfa\x7f\x01", "a JPEG XL picture"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture"),
+        (b"\n<!DOCTYPE html><html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0", "a video"),
+        (b"", "empty, damaged or not a picture"),
+        (b"Not a picture", "empty, damaged or not a picture"),
+    ],
+)
+def test_what_is_only_named_like_a_picture_is_told_by_what_it_is(tmp_path: Path, data: bytes, told: str) -> None:
+    path = tmp_path / "IMG_0001.jpg"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=told) as caught:
+        measure_pictures([path])
+    assert str(path) in str(caught.value)

@@ -160,6 +160,13 @@ def test_a_picture_that_the_file_does_not_name_is_told(draw, scan, write):
     assert line.startswith("2 pictures are not named by the metadata file and are left out: train/b.png")
 
 
+def test_a_faulty_line_is_named_by_its_number_in_the_file(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "meta.jsonl").write_text('\n{"image_path": "a.png"}\n\n{broken\n')
+    with pytest.raises(UserError, match=r"line 4 of .*meta\.jsonl is not valid JSON"):
+        read_metadata(SubsetOptions(image_dir=tmp_path, metadata_file=tmp_path / "meta.jsonl"))
+
+
 NAMES = ("a.png", "a", "x\\a.png", "b", "..", "", "/", "a" * 300, "C:\\", "\0", "é")
 KEYS = st.sampled_from(NAMES) | st.text(max_size=9)
 VALUES = st.none() | st.integers() | st.text(max_size=9) | st.lists(st.text(max_size=3), max_size=2)

@@ -19,6 +19,10 @@ DEFAULTS = Request("", seed=5)
         ("a cat —w 64", "—w is no option; write --w"),
         ("a cat −−steps 20", "−−steps is no option; write --s"),
         ("a cat-–w 64", "a cat"),
+        ("a cat －－w 64", "－－w is no option; write --w"),
+        ("a cat －n bad", "－n is no option; write --n"),
+        ("Negative prompt: ugly, bad", "Negative prompt: is how the WebUI writes it; write one line"),
+        ("Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512", "Steps: 20, is how the WebUI writes it"),
         ("a cat --w=64", "--w=64: write --w 64, with a space"),
         ("a cat --steps=20", "--steps=20: write --s 20, with a space"),
         ("a cat--w 64", "--w is no option; write a space in front, and --w"),
@@ -53,7 +57,13 @@ def test_slips_are_named_with_file_and_line(tmp_path, line, message) -> None:
     assert str(caught.value).startswith(f"{path}, line 4: ") and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["a 5 -- 3 cat", "red – white", "a – n cat", "well-known", "pre--war", "x --n a–b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a 5 -- 3 cat", "red – white", "a – n cat", "well-known", "pre--war", "x --n a–b", "a－b"),
+        *("steps: 3 of them", "a negative prompt: none", "Steps: 20"),
+    ],
+)
 def test_dashes_of_a_text_stay(text) -> None:
     request = parse_line(text, DEFAULTS)
     assert text in (request.prompt, f"{request.prompt} --n {request.negative}")

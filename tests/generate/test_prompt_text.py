@@ -128,6 +128,21 @@ def test_what_is_longer_is_cut_and_told_once(model) -> None:
     assert "AND is plain text" in note
 
 
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("a [cat:dog:0.5]", "[a:b:0.5] and [a|b] are plain text"),
+        ("a [cat|dog]", "[a:b:0.5] and [a|b] are plain text"),
+        ("embedding:bad_hands", "embedding:name is plain text"),
+        ("a {cat|dog}", "wildcards are plain text"),
+        ("[dull], (red:1.2), [a (b:0.5)], \\[a|b\\], x: 1", ""),
+    ],
+)
+def test_syntax_of_other_programs_is_told(model, prompt, told) -> None:
+    notes = prompt_notes(model, [Request(prompt)])
+    assert len(notes) == bool(told) and all(told in note for note in notes)
+
+
 def test_a_model_that_was_trained_with_more_tokens_is_told_them_in_that_form(model) -> None:
     model.max_token_length = 150
     try:

@@ -74,6 +74,13 @@ def test_a_prompts_file_without_prompts_is_named(tmp_path, content) -> None:
         read_prompts(path, DEFAULTS)
 
 
+def test_prompts_in_the_place_of_their_file_are_told(tmp_path) -> None:
+    with pytest.raises(UserError, match="^sample_prompts: there is no file a cat --n bad; write the prompts"):
+        read_prompts(Path("a cat --n bad"), DEFAULTS, "sample_prompts")
+    with pytest.raises(UserError, match="^from_file: .* is a folder"):
+        read_prompts(tmp_path, DEFAULTS, "from_file")
+
+
 FULL = {
     "prompt": "a fox",
     "negative_prompt": "blurry, bad",

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from backend.errors import UserError
 from backend.fitting import MOST_PIXELS, Memory, is_full_size, machine_memory, prompts_problem, size_problems
+from backend.generate.prompts import check_size
 from backend.workspace import DEMO_MODEL
 
 PLENTY = Memory(64 * 10**9)
@@ -27,6 +29,16 @@ def test_a_size_is_a_multiple_of_8(width: int | None, height: int | None, wrong:
     found = size_problems(width, height, FULL, PLENTY)
     assert found.keys() == wrong.keys()
     assert all(found[name].startswith(message) for name, message in wrong.items())
+
+
+@pytest.mark.parametrize("size", [(63, 64), (64, 56), (64, 8200), (708, 512), (8192, 4096), (64, 64), (4096, 4096)])
+def test_the_page_and_the_engine_take_the_same_sizes(size: tuple[int, int]) -> None:
+    refused = False
+    try:
+        check_size(*size)
+    except UserError:
+        refused = True
+    assert bool(size_problems(*size, DEMO_MODEL, Memory(10**15))) is refused
 
 
 def test_what_cannot_fit_is_refused_with_the_largest_size_that_can() -> None:

@@ -11,6 +11,7 @@ from backend.config.dialects.judging import finish
 from backend.config.dialects.networks import settle_network
 from backend.config.dialects.reading import OPEN, Imported, Note, Reading, items_of, same
 from backend.config.messages import shown
+from backend.config.reference_options import OF_OTHER_FAMILIES
 from backend.config.train import TrainNetwork
 from backend.errors import UserError
 
@@ -102,6 +103,7 @@ REASONS = {
     "tokenizer_cache_dir": "is not needed: the vocabularies come with the program",
     "dataset_class": "runs code of your own, which a config cannot bring along",
     **dict.fromkeys(("deepspeed", "zero3_init_flag", "zero3_save_16bit_model", "zero_stage"), DEEPSPEED),
+    **dict.fromkeys(OF_OTHER_FAMILIES, "is for model families that cannot be trained here"),
     **dict.fromkeys((name for name in DEFAULTS if name.startswith(("offload_", "fp16_master"))), DEEPSPEED),
     **dict.fromkeys(
         (
