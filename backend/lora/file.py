@@ -26,6 +26,7 @@ from backend.lora.source import PICKLES, SAFETENSORS, read_tensors
 from backend.lora.spelling import ALPHA, Named, module_key, read_name
 from backend.lora.stream import bytes_of, entries_of, pour
 from backend.replacing import replacing
+from backend.tables.names import UNET_KEY_PREFIX
 
 LISTED = 8
 LONGEST = 160
@@ -188,7 +189,9 @@ def _leave_strangers(found: _Sorted, allow_unmatched: bool, field: str) -> list[
     spoiled = {module_key(one.module) for one in found.strangers if one.whole and one.module}
     kept = {key: roles for key, roles in found.modules.items() if key not in spoiled and roles.keys() != {"alpha"}}
     methods = methods_of(names)
-    if not kept:
+    # A LoRA of another architecture may have layers on a CLIP that Stable Diffusion has too.
+    foreign = architecture_of(names) is not None and not any(key.startswith(UNET_KEY_PREFIX) for key in kept)
+    if not kept or foreign:
         kind = kind_of_file(names)
         if kind is None:
             raise UserError(f"these names are no LoRA's: {listing(names)}", field=field)
@@ -222,7 +225,8 @@ def _spelled(layers: dict[str, Layer], field: str) -> dict[str, Layer]:
     """
     shapes = {key: layer.shape for key, layer in layers.items()}
     other = architecture_of(layers)
-    if other is not None and not families_of(shapes):
+    denoiser = {key: shape for key, shape in shapes.items() if key.startswith(UNET_KEY_PREFIX)}
+    if other is not None and not families_of(denoiser):
         raise UserError(f"is a LoRA for {other}, which is not supported", field=field)
     names = family_keys(shapes, spelled_for(shapes))
     twice = [key for key, count in Counter(names.values()).items() if count > 1]
@@ -257,6 +261,8 @@ def _layer(
         raise UserError(f"{key} has an alpha that is no single number", field=field)
     if not all(tensor.is_meta or bool(torch.isfinite(tensor).all()) for tensor in parts.values()):
         raise UserError(f"{key} has numbers that are not finite (NaN); the file is of no use", field=field)
+    if not all(tensor.is_floating_point() for role, tensor in parts.items() if role != "alpha"):
+        raise UserError(f"{key} has factors of whole numbers, as quantised files do; use one in fp16 or bf16", field)
     try:
         factors, alpha = without_core({role: tensor for role, tensor in parts.items() if role != "alpha"})
         kind = next((kind for kind in LAYERS if factors and factors.keys() <= kind.SUFFIXES.keys()), None)

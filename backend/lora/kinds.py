@@ -37,6 +37,8 @@ _ARCHITECTURES: tuple[tuple[str, str], ...] = (
     (r"(?:^|[._])(?:single_transformer_blocks|double_blocks|single_blocks)[._]", "Flux or a relative of it"),
     (r"(?:^|[._])joint_blocks[._]|(?:^|[._])text_encoder_3[._]|lora_te3_", "Stable Diffusion 3"),
     (r"(?:^|[._])(?:noise_refiner|context_refiner)[._]", "Lumina or Z-Image"),
+    (r"(?:diffusion_model|lora_unet)[._]layers[._]\d+[._](?:attention|feed_forward|adaLN)", "Lumina or Z-Image"),
+    (r"(?:^|[._])motion_modules[._]", "AnimateDiff's motion modules"),
     (r"(?:^|[._])transformer_blocks[._]\d+[._](?:attn[._](?:add_|to_)|norm1_context|img_mlp|txt_mlp)", "Stable "
      "Diffusion 3, Flux, Qwen-Image or a relative of them"),
     (r"lora_prior_|(?:^|[._])prior[._]", "Stable Cascade"),
@@ -44,6 +46,8 @@ _ARCHITECTURES: tuple[tuple[str, str], ...] = (
     (r"(?:^|\.)model\.layers\.\d+\.|language_model", "a language model"),
     (r"(?:^|[._])(?:t5|umt5)", "a model with a T5 text encoder"),
     (r"^(?:lora_)?transformer[._]", "a diffusion transformer"),
+    (r"(?:diffusion_model|lora_unet)[._](?:transformer_blocks|blocks|layers|\w+_stream_blocks)[._]\d", "a diffusion "
+     "transformer"),
     (r"^(?:base_model\.model\.)?(?:transformer_blocks|blocks|layers)\.\d+\.", "a transformer"),
 )  # fmt: skip
 _ARCHITECTURE_MARKS = tuple((re.compile(pattern), title) for pattern, title in _ARCHITECTURES)
@@ -64,6 +68,7 @@ _FILES: tuple[tuple[str, str], ...] = (
     (r"^(?:text_model\.)?(?:encoder\.layers|embeddings)\.|^transformer\.resblocks\.", "text encoder"),
     (r"^(?:double_blocks|single_blocks|transformer_blocks|joint_blocks)\.", "model of another architecture"),
     (r"^(?:string_to_param|string_to_token)|^emb_params\Z|^clip_[lg]\Z|^<[^>]+>\Z", "textual inversion embedding"),
+    (r"^(?:unet|text_encoder):\d+:(?:up|down)\Z", "LoRA whose layers have numbers and no names (cloneofsimo's)"),
 )  # fmt: skip
 _FILE_MARKS = tuple((re.compile(pattern), title) for pattern, title in _FILES)
 

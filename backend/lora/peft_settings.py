@@ -94,6 +94,8 @@ def settings_of(table: Mapping[str, Any]) -> PeftSettings:
     kind = str(table.get("peft_type") or "LORA").rpartition(".")[2].upper()
     if kind not in _ALPHAS:
         raise ValueError(f"its peft_type is {kind}, which cannot be used here")
+    if table.get("use_dora"):
+        raise ValueError("use_dora makes it a DoRA, which cannot be used here")
     for name, neutral in _NEUTRAL.items():
         if name in table and not any(table[name] == value for value in neutral):
             raise ValueError(f"{name} = {_short(table[name])} changes what it does, which cannot be done here")

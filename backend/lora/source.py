@@ -17,6 +17,7 @@ from torch import Tensor
 from backend.bounded import read_json
 from backend.errors import UserError
 from backend.header import read_header
+from backend.lora.kinds import methods_of
 from backend.lora.peft_settings import CONFIG, PARTS, PEFT_SETTINGS, as_metadata, checked
 from backend.lora.pickled import load_pickled
 from backend.lora.stream import DTYPE_NAMES
@@ -129,6 +130,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         metadata |= fields
         if one.config is not None and PEFT_SETTINGS not in fields and needs_settings(own):
             settings[one.prefix] = read_config(one.config)
+            # An adapter of another method is called by its name, which comes with the names of its tensors.
+            if not methods_of(own):
+                checked(settings[one.prefix], str(one.config))
     return tensors, metadata | (as_metadata(settings) if settings else {})
 
 
@@ -139,15 +143,14 @@ def needs_settings(names: Iterable[str]) -> bool:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """PEFT's settings in a file.
+    """PEFT's settings in a file, as they stand there; see `peft_settings.settings_of`.
 
     Raises:
-        UserError: they are broken, or say something that cannot be done here.
+        UserError: they are broken.
     """
     table = read_json(path, None)
     if not isinstance(table, dict):
         raise UserError("holds no settings of PEFT; save the adapter again", field=str(path))
-    checked(table, str(path))
     return {str(name): value for name, value in table.items()}
 
 
@@ -188,6 +191,9 @@ def pickled_tensors(path: Path) -> dict[str, Tensor]:
         OSError: it cannot be opened.
     """
     loaded = load_pickled(path)
+    if isinstance(loaded, list) and loaded:
+        message = "is a list without names, as cloneofsimo's LoRAs are; save it with the names of its layers"
+        raise UserError(message, field=str(path))
     if isinstance(loaded, dict):
         if "string_to_param" in loaded:
             raise UserError("is a textual inversion embedding and no LoRA", field=str(path))

@@ -16,7 +16,7 @@ LONGEST = 512
 DOWN, UP = ".lora_down.weight", ".lora_up.weight"
 
 _ROLES = {"A": "down", "B": "up"}
-_LAST = r"(?:\.(?P<adapter>[^.]+))?(?:\.weight)?"
+_LAST = r"(?:\.(?P<adapter>(?!bias\Z)[^.]+))?(?:\.weight)?"
 # What a name ends in, and which factor of its layer the tensor is; kinds of layers have factors of different names.
 _ENDS: tuple[re.Pattern[str], ...] = tuple(
     re.compile(pattern + r"\Z")
@@ -30,11 +30,11 @@ _ENDS: tuple[re.Pattern[str], ...] = tuple(
         r"\.lora\.(?P<role>down|up)\.weight",
         # Diffusers' attention processors: `attn1.processor.to_q_lora`
         r"_lora\.(?P<role>down|up)\.weight",
-        r"(?:_lora|\.lora)?\.(?P<role>alpha)",
+        r"(?:_lora|\.lora|\.lora_linear_layer)?\.(?P<role>alpha)",
     )
 )
 # What programs put around a whole model.
-_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.", "lycoris_")
 # Beginnings, each of which may stand behind a wrapper, and the part of a model that they mean; longer ones first.
 _BEGINNINGS: tuple[tuple[str, str], ...] = tuple(
     sorted(
@@ -69,13 +69,13 @@ _BEGINNINGS: tuple[tuple[str, str], ...] = tuple(
         key=lambda item: -len(item[0]),
     )
 )
-# Names without any beginning, as PEFT has them of a model by itself.
+# Names without any beginning, as PEFT and LyCORIS have them of a model by itself.
 _BARE_UNET = re.compile(
-    r"(?:(?:down|up)_blocks|mid_block|(?:input|output)_blocks|middle_block|conv_in|conv_out|time_embedding|add_embedding"
-    r"|time_embed|label_emb|out)\."
+    r"(?:(?:down|up)_blocks|mid_block|(?:input|output)_blocks|middle_block|time_embedding|add_embedding|time_embed"
+    r"|label_emb)[._]|(?:conv_in|conv_out|out)\."
 )
-_BARE_UNET_WHOLE = re.compile(r"conv_in|conv_out")
-_BARE_TEXT = re.compile(rf"(?:text_model\.)?encoder\.layers\.|(?:text_model\.)?{PROJECTION}\Z")
+_BARE_UNET_WHOLE = re.compile(r"conv_in|conv_out|out_2")
+_BARE_TEXT = re.compile(rf"(?:text_model[._])?encoder[._]layers[._]|(?:text_model\.)?{PROJECTION}\Z")
 _TEXT_ROOTS = ("transformer_", "model_", "text_model_")
 _OPEN_CLIP = re.compile(r"resblocks_(\d+)_(mlp_c_fc|mlp_c_proj|attn_out_proj)")
 _OPEN_CLIP_NAMES = {"mlp_c_fc": "mlp_fc1", "mlp_c_proj": "mlp_fc2", "attn_out_proj": "self_attn_out_proj"}
@@ -168,7 +168,7 @@ def _unet_name(inner: str) -> str:
 
 def _text_name(inner: str, part: str) -> str:
     name = inner.replace(".", "_")
-    for root in _TEXT_ROOTS:
+    while (root := next((root for root in _TEXT_ROOTS if name.startswith(root)), None)) is not None:
         name = name.removeprefix(root)
     if name == PROJECTION:
         return PROJECTION_KEY if part == "te2" else f"lora_{part}_{PROJECTION}"

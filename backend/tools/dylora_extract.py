@@ -81,6 +81,9 @@ def check_kind(file: LoraFile, force: bool, source: Path) -> None:
     if other is not None:
         raise UserError(f"is a {other.KIND}, not a DyLoRA, and cannot be cut by its ranks", field=str(source))
     module = file.metadata.get("ss_network_module", "").strip()
+    if str(table_in(file.metadata, "ss_network_args").get("algo", "")).lower() == "dylora" and not force:
+        message = "is a DyLoRA of LyCORIS, which counts its scale by blocks of ranks; give --force to cut it with the"
+        raise UserError(f"{message} alpha that it has", field=str(source))
     if module and module.rpartition(".")[2].lower() != "dylora" and not force:
         message = f"says that it was made by {module[:80]!a}, so it is no DyLoRA, and its first ranks mean nothing"
         raise UserError(f"{message}; to reduce its rank use svd_merge_lora, or give --force", field=str(source))

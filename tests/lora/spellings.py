@@ -17,10 +17,11 @@ UNET_BEGINNINGS = (
     ("lora_unet_", False),
     ("lora_unet.", True),
     ("lora_unet_", True),
+    ("lycoris_", False),
 )
 TEXT_BEGINNINGS = {
     "te": ("lora_te_", "lora_te1_", "text_encoder.", "clip_l.", "te.", "te1.", "clip_l.transformer.", "lora_te.",
-           "text_encoders.clip_l.transformer.", "module.text_encoder.", "base_model.model."),
+           "text_encoders.clip_l.transformer.", "module.text_encoder.", "base_model.model.", "lycoris_"),
     "te1": ("lora_te1_", "text_encoder.", "clip_l.", "te1.", "text_encoder_1.", "conditioner.embedders.0.transformer."),
     "te2": ("lora_te2_", "text_encoder_2.", "clip_g.", "te2.", "clip_g.transformer.", "conditioner.embedders.1."),
 }  # fmt: skip

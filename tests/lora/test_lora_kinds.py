@@ -48,6 +48,13 @@ KINDS: dict[str, tuple[str, ...]] = {
     "Stable Diffusion 3": ("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight",
                            "lora_unet_joint_blocks_0_x_block_attn_qkv.lora_up.weight"),
     "a diffusion transformer": ("transformer.x_embedder.lora_A.weight",),
+    "LoRA for a diffusion transformer": ("diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight",
+                                         "diffusion_model.transformer_blocks.0.attn1.to_q.lora_B.weight"),
+    "Lumina or Z-Image": ("diffusion_model.layers.0.attention.to_q.lora_A.weight",
+                          "diffusion_model.layers.0.attention.to_q.lora_B.weight"),
+    "AnimateDiff": ("down_blocks.0.motion_modules.0.temporal_transformer.proj_in.lora.down.weight",
+                    "down_blocks.0.motion_modules.0.temporal_transformer.proj_in.lora.up.weight"),
+    "cloneofsimo": ("unet:0:down", "unet:0:up", "text_encoder:0:down", "text_encoder:0:up"),
     "a language model": ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",),
 }  # fmt: skip
 
@@ -63,6 +70,40 @@ def test_a_file_of_another_kind_is_called_by_its_name(tmp_path: Path, kind: str)
     report = inspect(path)
     assert kind in report["kind"] and report["refused"] and report["modules"] > 0
     assert main(["inspect_lora", str(path)]) == 0
+
+
+TEXT = "text_model.encoder.layers.0.mlp.fc1"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("lora_unet_double_blocks_0_img_attn_qkv", f"lora_te1_{TEXT.replace('.', '_')}"),
+        ("transformer.single_transformer_blocks.0.attn.to_q", f"text_encoder.{TEXT}"),
+        ("lora_te3_encoder_block_0_layer_0_SelfAttention_q", f"lora_te1_{TEXT.replace('.', '_')}"),
+    ],
+)
+def test_a_lora_of_another_architecture_is_no_lora_for_its_clip(tmp_path: Path, names: tuple[str, str]) -> None:
+    path = tmp_path / "a.safetensors"
+    ends = (".lora_down.weight", ".lora_up.weight")
+    save_file({name + end: ONE.clone() for name in names for end in ends}, path)
+    for allow in (False, True):
+        with pytest.raises(UserError, match="is a LoRA for (Flux|Stable Diffusion 3)"):
+            read_lora(path, allow)
+    assert "LoRA for" in inspect(path)["kind"]
+
+
+def test_factors_of_whole_numbers_are_refused() -> None:
+    with pytest.raises(UserError, match=f"{TO_Q} has factors of whole numbers"):
+        parse({name: tensor.to(torch.int8) for name, tensor in PAIR.items()})
+    assert parse(PAIR | {f"{TO_Q}.alpha": torch.tensor(1)}).layers[TO_Q].alpha == 1.0
+
+
+def test_a_bias_is_no_adapters_name() -> None:
+    pair = {f"{DOTTED}.lora_A.weight": torch.ones(2, 8), f"{DOTTED}.lora_B.weight": torch.ones(6, 2)}
+    with pytest.raises(UserError, match=r"LoRA with a bias\).*give --allow_unmatched"):
+        parse(pair | {f"{DOTTED}.lora_B.bias": torch.ones(6)})
+    assert list(parse(pair | {f"{DOTTED}.lora_B.bias": torch.ones(6)}, allow_unmatched=True).layers) == [TO_Q]
 
 
 def test_a_dora_is_no_lora_with_something_more(tmp_path: Path) -> None:
@@ -99,7 +140,9 @@ def test_a_bundled_embedding_is_told_and_the_lora_used() -> None:
 def test_pickles_that_are_no_lora_are_called_by_their_names(tmp_path: Path) -> None:
     torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": ONE}}, tmp_path / "word.pt")
     torch.save({768: ({"linear.weight": ONE}, {}), "step": 3}, tmp_path / "hyper.pt")
-    for name, kind in (("word.pt", "textual inversion"), ("hyper.pt", "hypernetwork")):
+    torch.save([ONE, ONE], tmp_path / "list.pt")
+    named = (("word.pt", "textual inversion"), ("hyper.pt", "hypernetwork"), ("list.pt", "list without names"))
+    for name, kind in named:
         with pytest.raises(UserError, match=f"{name}: is a {kind}"):
             read_lora(tmp_path / name)
     torch.save(PAIR | {f"{TO_Q}.alpha": 3}, tmp_path / "number.pt")

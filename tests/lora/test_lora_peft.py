@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peft import LoHaConfig, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoHaConfig, LoraConfig, get_peft_model
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from backend.lora.peft_settings import settings_of
 from backend.lora.source import stamp_of
 from backend.networks.lora import create_network_from_weights
 from backend.networks.modules import find_places, shapes_of
+from backend.tools.inspect_lora import inspect
 from tests.networks.tiny import make_model, make_xl
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -161,6 +162,16 @@ def test_options_that_cannot_be_followed_are_refused_by_name(tmp_path: Path, nam
         read_lora(write(tmp_path, {"peft_type": "LORA", "r": 4, name: REFUSED[name]}))
     message = {"r": "rank 8", "alpha_pattern": "regular expression"}.get(name, name)
     assert message in str(caught.value) and str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_kind_of_an_adapter_is_told_before_its_settings(tmp_path: Path) -> None:
+    for config, kind in ((LoraConfig(target_modules=["to_q"], use_dora=True), "DoRA"),
+                         (AdaLoraConfig(target_modules=["to_q"], total_step=9), "AdaLoRA")):  # fmt: skip
+        folder = tmp_path / kind
+        get_peft_model(make_model().unet, config).save_pretrained(folder)
+        with pytest.raises(UserError, match=f"is an? {kind}"):
+            read_lora(folder)
+        assert inspect(folder)["kind"] == kind
 
 
 BROKEN = ("", "[1]", "{", "[" * 100_000, '{"r": 1e999}', '{"\\ud800": 1}', '{"lora_alpha": NaN}', "9" * 5000)

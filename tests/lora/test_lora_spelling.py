@@ -126,6 +126,14 @@ def test_any_text_is_a_name_or_none(text: str) -> None:
         assert found is None or (found.key.startswith("lora_") and found.role in ("down", "up", "mid", "alpha"))
 
 
+def test_alpha_and_open_clips_names_are_read_wherever_the_factors_are() -> None:
+    to_q, key = "unet.mid_block.attentions.0.proj_in", "lora_unet_mid_block_attentions_0_proj_in"
+    for middle in ("", ".lora", ".lora_linear_layer", "_lora"):
+        assert split_name(f"{to_q}{middle}.alpha") == (key, "alpha")
+    name = "conditioner.embedders.1.model.transformer.resblocks.3.mlp.c_fc.lora_A.weight"
+    assert split_name(name) == ("lora_te2_text_model_encoder_layers_3_mlp_fc1", "down")
+
+
 def test_several_adapters_in_one_file_are_named() -> None:
     name = "unet.mid_block.attentions.0.proj_in"
     one, two = (layer(name, (f".lora_A.{adapter}.weight", f".lora_B.{adapter}.weight"), 4, 4) for adapter in ("a", "b"))

@@ -153,6 +153,15 @@ def test_a_file_that_says_it_is_no_dylora_is_refused_but_for_force(
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
+def test_a_dylora_of_lycoris_counts_its_scale_in_another_way(files: Files, tmp_path: Path, capsys) -> None:
+    metadata = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "dylora", "block_size": "2"}'}
+    source, target = files.lora("of lycoris", metadata=metadata), tmp_path / "o.safetensors"
+    assert extract(source, target, "--unit", "2") == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "is a DyLoRA of LyCORIS" in error and "give --force" in error and not list(tmp_path.iterdir())
+    assert extract(source, target, "--unit", "2", "--force") == 0
+
+
 def test_a_loha_has_no_ranks_to_cut(tmp_path: Path, capsys) -> None:
     pieces = {"hada_w1_a": (8, 2), "hada_w1_b": (2, 8), "hada_w2_a": (8, 2), "hada_w2_b": (2, 8)}
     name = "lora_unet_mid_block_attentions_0_proj_in"
