@@ -82,23 +82,16 @@ def read_bytes(path: str | Path, field: str | None, kind: str = "text", limit: i
     """
     file = Path(path)
     try:
-        # A FIFO would wait for its other end, were it not for O_NONBLOCK.
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            mode = os.fstat(descriptor).st_mode
-            if stat.S_ISDIR(mode):
-                raise UserError(f"{file} is a folder; name a {kind} file", field)
-            if not stat.S_ISREG(mode):
-                raise UserError(f"{file} is a device or a pipe; name a {kind} file", field)
-            with open(descriptor, "rb", closefd=False) as stream:
-                data = stream.read(limit + 1)
-        finally:
-            os.close(descriptor)
+        with open_regular(file) as stream:
+            data = stream.read(limit + 1)
     except FileNotFoundError:
         raise UserError(f"there is no file {file}", field) from None
     except ValueError as error:
         raise UserError(f"{str(file)!r} is no name of a file", field) from error
     except OSError as error:
+        if error.errno == errno.EINVAL:
+            what = "a folder" if file.is_dir() else "a device or a pipe"
+            raise UserError(f"{file} is {what}; name a {kind} file", field) from error
         raise UserError(f"{file} cannot be read: {error.strerror or error}", field) from error
     if len(data) > limit:
         raise UserError(f"{file} is larger than {_size(limit)}, so it is no {kind} file", field)

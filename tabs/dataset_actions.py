@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from backend.bounded import CONFIG_BYTES, read_text
 from backend.errors import UserError
 from backend.serving import Services
 from backend.workspace import Workspace, make_slug
@@ -87,8 +88,8 @@ def connect_deletion(services: Services, box: "DatasetBox", deletion: Deletion, 
 def _names(config: Path, toml: Path) -> bool:
     """Whether a run's config names a dataset."""
     try:
-        return str(toml) in config.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return str(toml) in read_text(config, None, "toml", CONFIG_BYTES)
+    except UserError:
         return False
 
 

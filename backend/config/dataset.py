@@ -301,7 +301,7 @@ class DatasetConfig:
     ) -> "DatasetConfig":
         """As `load`, from the tables of the toml."""
         reader = Reader(source, DatasetOptions, SubsetOptions, defaults or {}, SUBSET_ONLY, NOT_WITH_METADATA)
-        return cls(tuple(reader.read(tables)))
+        return cls(tuple(reader.read(tables)), warnings=tuple(dict.fromkeys(reader.notes)))
 
     def to_toml(self) -> str:
         """A toml that reads back equal; what is at its default is left out."""

@@ -7,11 +7,12 @@ from typing import Any
 from backend.config.declare import Section, section_leaves
 from backend.config.merge import Problems, validate_section
 from backend.config.messages import did_you_mean
+from backend.config.reference_options import REFERENCE_OPTIONS
 from backend.errors import ConfigError
 
 COMMAND_LINE = "the command line"
-# Keys of the reference that there is no use for here, and why.
-NEEDLESS = {"cache_info": "is not needed: pictures are measured at every start, so that nothing is out of date"}
+# Keys of the reference that have no effect here, as the flags of these names have none.
+IDLE = ("cache_info",)
 
 Table = Mapping[str, Any]
 
@@ -28,6 +29,7 @@ class Reader:
         subset_only: keys of a subset that may not.
         not_with_metadata: keys of a subset that have no meaning beside `metadata_file`.
         problems: what was found to be wrong.
+        notes: what is passed over, one line each.
     """
 
     source: str
@@ -37,6 +39,7 @@ class Reader:
     subset_only: Sequence[str] = ()
     not_with_metadata: Sequence[str] = ()
     problems: Problems = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def read(self, tables: Table) -> list[Any]:
         """The datasets, each with its `subsets`.
@@ -119,10 +122,13 @@ class Reader:
         }
         found: dict[str, Any] = {}
         for key, value in table.items():
-            if key not in names:
+            if key in IDLE:
+                if value:
+                    self.notes.append(f"{key} has no effect here: {REFERENCE_OPTIONS['train_network'][key].reason}")
+            elif key not in names:
                 home = self._home(key)
                 hint = f"; it belongs in {home}" if home else did_you_mean(key, allowed)
-                self._add(key, NEEDLESS.get(key) or f"is not a key of this table{hint}", place)
+                self._add(key, f"is not a key of this table{hint}", place)
             elif names[key] in found:
                 self._add(names[key], "is given twice", place)
             elif value is not None:

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from backend.bounded import read_json
 from backend.data.pictures import Facts
 from backend.errors import UserError
 from backend.header import parse_header
@@ -27,6 +28,8 @@ FOLDER = ".lora_loom_cache"
 INDEX = "index.json"
 # Counted up when what is kept changes its meaning, such as another way to put pictures on white.
 VERSION = 1
+# Of a million pictures and more.
+INDEX_BYTES = 1024 * 1024 * 1024
 CHECK = "content"
 # A file that changes again within the same tick of the file system's clock looks unchanged; so a stamp this young is
 # not believed in the next run. FAT counts in 2 s, everything else more finely.
@@ -235,8 +238,8 @@ def _stamp(status: os.stat_result) -> list[int]:
 def _read_index(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both tables of an index; empty ones where it is missing, damaged or of another version."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(path, None, INDEX_BYTES)
+    except UserError:
         return {}, {}
     if not isinstance(content, dict) or content.get("version") != VERSION:
         return {}, {}

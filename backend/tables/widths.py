@@ -1,6 +1,5 @@
 """The widths of a model on this machine: from a Diffusers folder's configs or a safetensors file's header."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from backend.bounded import read_json
 from backend.errors import UserError
 from backend.header import read_header
 from backend.tables.identity import title_of
@@ -76,8 +76,7 @@ def _of_file(path: Path, _: tuple[int, int]) -> ModelWidths:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    with (folder / "config.json").open("rb") as file:
-        return dict(json.loads(file.read(_CONFIG_BYTES)))
+    return dict(read_json(folder / "config.json", None, _CONFIG_BYTES))
 
 
 def widths_of_configs(unet: Mapping[str, Any], texts: list[Mapping[str, Any]]) -> ModelWidths:

@@ -45,6 +45,15 @@ def lines(text: str) -> list[str]:
     return str(caught.value).splitlines()
 
 
+@pytest.mark.parametrize("place", ["[general]", "[[datasets]]"])
+def test_a_key_of_the_reference_without_effect_is_passed_over_with_a_line(place):
+    told = DatasetConfig.loads(WHOLE.replace(place, f"{place}\ncache_info = true", 1)).warnings
+    assert told == (
+        "cache_info has no effect here: pictures are measured at every start, so that nothing is out of date",
+    )
+    assert not DatasetConfig.loads(WHOLE.replace(place, f"{place}\ncache_info = false", 1)).warnings
+
+
 def test_values_are_looked_up_in_subset_then_dataset_then_general_then_default():
     first, second = DatasetConfig.loads(WHOLE).datasets
     assert (first.resolution, first.batch_size, first.enable_bucket, first.max_bucket_reso) == (
@@ -120,7 +129,6 @@ def test_spellings_of_the_resolution(written, size):
         ("resolution = 64", 'flip_aug = "yes"', 'flip_aug: must be true or false, got "yes"'),
         ("resolution = 64", "resolution = 64", "resolution: is not a key of this table; it belongs in [[datasets]]"),
         ("resolution = 64\nnetwork_multiplier = 0.0", "", "network_multiplier: must not be 0: nothing is learnt"),
-        ("resolution = 64", "cache_info = true", "cache_info: is not needed: pictures are measured at every start"),
         ("resolution = 64", "caption_tag_dropout_rate = 2", "caption_tag_dropout_rate: must be from 0 to 1, got 2"),
         (
             "resolution = 64",

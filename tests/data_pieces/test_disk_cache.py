@@ -261,7 +261,10 @@ def test_skip_cache_check_believes_size_and_time_and_reads_nothing(train, monkey
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"version": 1, "pictures": 5, "files": {"a": 1}}', '{"version": 1, "pictures": {"x": [1]}}'],
+    [
+        *("", "[]", "{}", '{"version": 1, "pictures": 5, "files": {"a": 1}}', '{"version": 1, "pictures": {"x": [1]}}'),
+        "[" * 100_000,
+    ],
 )
 def test_a_damaged_index_costs_time_only(train, text, old_pictures):
     start()

@@ -115,6 +115,13 @@ def test_a_broken_config_is_said_and_costs_nothing(tmp_path: Path, unet: object)
     assert found.widths is FULL_SIZE["sd1"] and found.source.endswith("could not be read")
 
 
+def test_a_pipe_in_the_place_of_a_config_hangs_nobody(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", UNET, text_encoder=TEXT)
+    (folder / "unet" / "config.json").unlink()
+    os.mkfifo(folder / "unet" / "config.json")
+    assert find_widths(str(folder)).source.endswith("could not be read")
+
+
 def test_a_file_that_is_no_checkpoint_is_said(tmp_path: Path) -> None:
     path = write_file(tmp_path / "any.safetensors", {"lora_unet_a.lora_down.weight": (4, 8)})
     assert find_widths(str(path)).source.endswith("could not be read")
