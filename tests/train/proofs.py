@@ -48,6 +48,7 @@ def elsewhere(test: str) -> Proof:
 
 FAMILIES = "tests/families/test_options.py"
 RUN, STEP, NETS = "tests/train/test_run.py", "tests/train/test_step.py", "tests/train/test_networks.py"
+STRANGE = "tests/tools/test_strange_loras.py"
 OF_FAMILIES, PRECISION, LOSSES = (f"tests/train/test_{name}.py" for name in ("families", "precision", "loss"))
 SETS, PIXELS, DISK = (
     "tests/train/test_dataset_options.py",
@@ -109,7 +110,7 @@ PROOFS: dict[str, Proof] = {
     "dim_from_weights": elsewhere(f"{NETS}::test_the_file_tells_its_own_rank_alpha_and_unit"),
     "base_weights": elsewhere(f"{NETS}::test_base_weights_are_merged_before_training"),
     "base_weights_multiplier": elsewhere(f"{NETS}::test_base_weights_are_merged_before_training"),
-    "allow_unmatched": elsewhere("tests/tools/test_strange_loras.py::test_training_merges_and_goes_on_from_what_matches"),
+    "allow_unmatched": elsewhere(f"{STRANGE}::test_training_merges_and_goes_on_from_what_matches"),
     "network_train_unet_only": Proof({"network_train_unet_only": True}, f"{MODULES} rates"),
     "network_train_text_encoder_only": Proof({"network_train_text_encoder_only": True}, f"{MODULES} rates"),
     "network_dropout": Proof({"network_dropout": 0.5}, LOSS),
