@@ -1,5 +1,6 @@
 """toml in and out (`tomlkit`): flat or by sections when read, by sections when written, never a null."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def named_file(path: str | Path, field: str) -> Path:
         UserError: it cannot be told which.
     """
     if isinstance(path, Path):
-        return path.expanduser()
+        return Path(os.path.expanduser(path))  # which leaves an unknown user's `~name` as it is
     try:
         meant = meant_path(path)
     except ValueError as error:
