@@ -11,7 +11,7 @@ from typing import Any
 from backend.bounded import read_text, split_lines
 from backend.config.dataset import PIXELS, DatasetConfig, SubsetOptions
 from backend.config.dataset_folders import dataset_of
-from backend.config.paths import likely_path
+from backend.config.toml import named_file
 from backend.config.training.data import Data
 from backend.errors import UserError, workspace_errors
 from backend.picture_folder import LINES, CaptionFiles, caption_extensions, gathered, left_out, told
@@ -142,7 +142,7 @@ def open_dataset(workspace: Workspace, path: str, flags: Mapping[str, Any] | Non
     """
     if not path or not path.strip():
         raise UserError("choose a dataset, or upload pictures", "dataset_config")
-    file = likely_path(path)
+    file = named_file(path, "dataset_config")
     config = DatasetConfig.load(file, flags)
     return Dataset(file, config, _is_own(workspace, file, config))
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from html import escape
 from pathlib import Path
 
+from backend.config.paths import likely_path
 from backend.errors import UserError
 from backend.images import DECODE_ERRORS, TURNED, opened, orientation
 from backend.picture_folder import is_picture
@@ -98,7 +99,7 @@ def preview_html(folder: str, sizes: Sequence[Size], divisible_by: int) -> str:
     """The outcome for a folder as a table, or what there is to do first."""
     if not folder.strip():
         return empty("No pictures yet", "Choose a dataset or type a folder: what each size gives is shown here.")
-    pictures = pictures_in(Path(folder).expanduser())
+    pictures = pictures_in(likely_path(folder))
     measured = sizes_of(pictures)
     if not measured:
         return empty("No pictures there", "The folder holds no picture that can be read. Choose another.")

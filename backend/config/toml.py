@@ -41,7 +41,7 @@ def named_file(path: str | Path, field: str) -> Path:
         UserError: it cannot be told which.
     """
     if isinstance(path, Path):
-        return Path(os.path.expanduser(path))
+        return Path(os.path.expanduser(path))  # which leaves an unknown user's `~name` as it is
     try:
         meant = meant_path(path)
     except ValueError as error:

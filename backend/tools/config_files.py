@@ -10,6 +10,7 @@ from backend.config.conversion import ExportConfig, ImportConfig
 from backend.config.dialects.export import to_scripts
 from backend.config.dialects.foreign import read_foreign
 from backend.config.dialects.reading import CHANGED, LOST, OPEN, Note
+from backend.config.toml import named_file
 from backend.config.train import TrainNetwork
 from backend.errors import UserError
 from backend.replacing import replacing
@@ -52,7 +53,7 @@ def give(config: ExportConfig) -> None:
     """
     options = config.conversion
     _check_free(options.overwrite, options.dst)
-    path = Path(options.src).expanduser()
+    path = named_file(options.src, "src")
     if path.exists() or path.suffix == ".toml":
         values = presets.checked(TrainNetwork, read_toml(TrainNetwork, path), path.name)
     else:

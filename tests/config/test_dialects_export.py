@@ -78,6 +78,9 @@ def test_the_command_exports_a_preset_or_a_toml(tmp_path, capsys):
     own.write_text("network_dmi = 5\n")
     assert program.main(["export_config", str(own)]) == 2
     assert "did you mean network_dim?" in capsys.readouterr().err
+    for odd in ("~nobody-of-this-name/x.toml", "x" * 5000):
+        assert program.main(["export_config", odd]) == 2
+        assert "Traceback" not in capsys.readouterr().err
 
 
 def test_output_config_writes_the_resolved_config_and_ends(tmp_path, capsys, monkeypatch):

@@ -78,6 +78,8 @@ def test_counts_and_buckets_are_those_of_training() -> None:
 
 def test_words_for_nothing(tmp_path: Path) -> None:
     assert "Choose a dataset" in preview_html(" ", [(512, 512)], 1)
+    for odd in ("~nobody-of-this-name/x", "x" * 5000, "a\0b"):
+        assert "no picture that can be read" in preview_html(odd, [(512, 512)], 1)
     assert "no picture that can be read" in preview_html(str(tmp_path), [(512, 512)], 1)
     picture(tmp_path / "a.png", (64, 64))
     assert "Nothing would be made: 1 picture" in preview_html(str(tmp_path), [(512, 512)], 1)
