@@ -17,8 +17,8 @@ GOOD = (DEMO_MODEL, "a fox", "", "", "", 20, 7.5, "ddim", "", False)
 
 @pytest.fixture
 def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Services of which only the workspace is asked, on a machine with 8 GB."""
-    monkeypatch.setattr("backend.fitting.drawing_memory", lambda: Memory(8 * 10**9))
+    """Services of which only the workspace is asked, on a machine with 2 GB."""
+    monkeypatch.setattr("backend.fitting.drawing_memory", lambda: Memory(2 * 10**9))
     return SimpleNamespace(workspace=Workspace(tmp_path / "workspace"))
 
 
@@ -44,8 +44,8 @@ def test_every_mistake_is_told_at_once(services: Any) -> None:
     wrong = ("/no/model", " ", "", "65", "4", 20, 7.5, "ddim", "-3", False)
     assert problems(services, wrong).keys() == {"model", "prompt", "width", "height", "seed"}
     assert problems(services, ("", *GOOD[1:])) == {"model": "choose a model"}
-    large = problems(services, (*GOOD[:3], "20000", "20000", *GOOD[5:]))
-    assert "is the most that fits into the 8.0 GB of memory" in large["width"]
+    large = problems(services, (*GOOD[:3], "8192", "8192", *GOOD[5:]))
+    assert "is the most that fits into the 2.0 GB of memory" in large["width"]
 
 
 def test_paths_are_meant_as_people_write_them(services: Any, tmp_path: Path) -> None:

@@ -229,18 +229,20 @@ def test_what_cannot_be_drawn_is_red_at_its_field(open_page: Callable[..., Page]
     page.fill("#prompt textarea", "wrong")
     page.fill("#generate-model input", "/no/such/model")
     page.fill("#generate-width input", "100000")
-    page.fill("#generate-height input", "12")
+    page.fill("#generate-height input", "68")
     page.fill("#generate-seed input", "x")
     page.keyboard.press("Control+Enter")
     for field, words in (
         ("model", "there is no file or folder /no/such/model"),
+        ("width", "must be at most 8192"),
         ("height", "must be a multiple of 8"),
         ("seed", "must be a whole number"),
     ):
         expect(page.locator(f"#generate-{field}.invalid")).to_contain_text(words)
         expect(page.locator("#generate-status .problems")).to_contain_text(words)
     page.fill("#generate-model input", "backend/demo/model")
-    page.fill("#generate-height input", "100000")
+    page.fill("#generate-width input", "8192")
+    page.fill("#generate-height input", "8192")
     page.fill("#generate-seed input", "")
     page.press("#generate-seed input", "Control+Enter")
     expect(page.locator("#generate-width.invalid")).to_contain_text("is the most that fits")
