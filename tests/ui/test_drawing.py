@@ -17,8 +17,8 @@ GOOD = (DEMO_MODEL, "a fox", "", "", "", 20, 7.5, "ddim", "", False)
 
 @pytest.fixture
 def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Services of which only the workspace is asked, on a machine with 8 GB."""
-    monkeypatch.setattr("backend.fitting.drawing_memory", lambda: Memory(8 * 10**9))
+    """Services of which only the workspace is asked, on a machine with 2 GB."""
+    monkeypatch.setattr("backend.fitting.drawing_memory", lambda: Memory(2 * 10**9))
     return SimpleNamespace(workspace=Workspace(tmp_path / "workspace"))
 
 
