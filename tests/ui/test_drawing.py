@@ -45,7 +45,7 @@ def test_every_mistake_is_told_at_once(services: Any) -> None:
     assert problems(services, wrong).keys() == {"model", "prompt", "width", "height", "seed"}
     assert problems(services, ("", *GOOD[1:])) == {"model": "choose a model"}
     large = problems(services, (*GOOD[:3], "8192", "8192", *GOOD[5:]))
-    assert "4096 x 4096 is the most that fits" in large["width"]
+    assert "is the most that fits into the 2.0 GB of memory" in large["width"]
 
 
 def test_paths_are_meant_as_people_write_them(services: Any, tmp_path: Path) -> None:
