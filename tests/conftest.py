@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,16 @@ pass_on_defaults()
 settings.register_profile("default", deadline=None)
 settings.register_profile("long", deadline=None, max_examples=5000)
 settings.load_profile("default")
+
+
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Signals that a test sends to its own process do there what they do in a program of a terminal."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -27,7 +27,8 @@ for number in (signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 os.execv(sys.executable, [sys.executable, "-m", "pytest", "-q", "-n", "{processes}", "-p", "no:cacheprovider",
-                          "tests/test_started.py::test_a_child_has_default_signals"])
+                          "tests/test_started.py::test_a_child_has_default_signals",
+                          "tests/train/test_launch.py::test_a_request_that_comes_twice_at_once_is_one_request"])
 """
     environment = {name: value for name, value in os.environ.items() if name != "LORALOOM_TESTS_IGNORE"}
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, env=environment)

@@ -86,6 +86,7 @@ def test_each_process_is_told_its_place(stand_in) -> None:
     assert (stand_in / "told.3").read_text().split()[:6] == ["3", "4", "1", "2", "10.0.0.1", "29500"]
 
 
+@pytest.mark.usefixtures("default_signals")
 def test_a_stop_is_handed_on_to_all(stand_in) -> None:
     (stand_in / "wait").touch()
 
@@ -152,6 +153,7 @@ def test_who_does_not_come_in_time_is_taken_for_lost(monkeypatch) -> None:
     assert given == [3, 720]
 
 
+@pytest.mark.usefixtures("default_signals")
 def test_a_request_that_comes_twice_at_once_is_one_request() -> None:
     with StopRequest(echo=60) as stop:
         for _ in range(3):
