@@ -182,7 +182,7 @@ def test_a_thumbnail_that_is_no_picture_is_refused_before_a_model_is_loaded(conf
     monkeypatch.setattr("backend.train.setup.load_model", None)
     text = tmp_path / "words.png"
     text.write_text("no picture")
-    for path, reason in ((tmp_path / "gone.png", "No such file"), (text, "cannot identify"), (tmp_path, "directory")):
+    for path, reason in ((tmp_path / "gone.png", "No such file"), (text, "not a picture"), (tmp_path, "directory")):
         with pytest.raises(UserError, match=f"metadata_thumbnail: .*{path.name} is no picture.*{reason}"):
             prepare(config_of(metadata_thumbnail=str(path)))
 
