@@ -178,10 +178,18 @@ def _fold(watch: Watch, job: Job, event: dict[str, Any]) -> None:
     elif kind == "sample":
         path = Path(str(event.get("path", "")))
         # Events are written by the job alone, but only its own pictures are shown.
-        if path.is_file() and path.resolve().is_relative_to(job.output.resolve()):
+        if _is_own(path, job.output):
             found = Sample(str(path), str(event.get("prompt", "")), str(event.get("seed", "")))
             row = watch.samples.setdefault(_whole(event.get("index")), {})
             row[_whole(event.get("step"))] = found
+
+
+def _is_own(path: Path, folder: Path) -> bool:
+    """Whether there is such a file in the folder; a path that the system refuses, too long say, is none."""
+    try:
+        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):
+        return False
 
 
 def _fold_numbers(watch: Watch, event: dict[str, Any]) -> None:

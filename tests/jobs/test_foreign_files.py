@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as some
 
 from backend import events
@@ -169,6 +169,7 @@ EVENT = some.fixed_dictionaries(
 
 
 @given(some.lists(EVENT, max_size=4))
+@example([{"event": "sample", "path": "x" * 5000}])
 @SHARED
 def test_whatever_an_event_says_the_page_goes_on(jobs, place, told) -> None:
     write(place / "events.jsonl", "".join(json.dumps(one) + "\n" for one in told))

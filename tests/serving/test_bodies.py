@@ -13,7 +13,7 @@ from backend import bodies
 from backend.bodies import Uploads
 from backend.guard import Guard
 from backend.sweeping import LOCK, Sweeper
-from tests.serving.test_guard import run
+from tests.serving.client import run
 
 UPLOAD = "/gradio_api/upload"
 

@@ -10,7 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from backend import connections
 from backend.connections import hurried
-from tests.serving.test_guard import run
+from tests.serving.client import run
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from backend.hosts import host_name, is_loopback
-from tests.serving.test_guard import Client
+from tests.serving.client import Client
 
 PORTS = some.just("") | some.integers(0, 65535).map(lambda number: f":{number}") | some.just(":")
 NAMES = some.from_regex(r"\A[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?){0,3}\Z")
